@@ -1,0 +1,208 @@
+//! The events that the evidence log keeps, one leaf each.
+//!
+//! A leaf holds digests, never a body or a credential. What may be personal (proofs, paths, people)
+//! enters as a commitment whose opening lives beside the log and can be erased.
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+
+use crate::domain::approval::ApprovalState;
+use crate::domain::digest::{Opening, Sha256};
+use crate::domain::key::Jkt;
+use crate::domain::revocation::RevocationKind;
+use crate::domain::spiffe_id::SpiffeId;
+use crate::domain::time::Timestamp;
+
+/// One entry of the log.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Leaf {
+    /// When the service saw it.
+    pub time: Timestamp,
+    /// What happened.
+    #[serde(flatten)]
+    pub event: Event,
+}
+
+/// A leaf with the openings of its commitments, by field name.
+#[derive(Clone, Debug)]
+pub struct Staged {
+    /// What the log keeps.
+    pub leaf: Leaf,
+    /// What lives beside it.
+    pub openings: BTreeMap<String, Opening>,
+}
+
+/// What happened. The variants' fields are the log's schema: `docs/evidence.md` explains each.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "event", rename_all = "snake_case")]
+pub enum Event {
+    /// The service started on this log.
+    Started { version: String },
+    /// Nothing happened for a while; the log is alive.
+    Heartbeat {},
+    /// A key of the service itself: root, issuing CA, token, transaction token.
+    Authority { role: String, key_id: String, certificate_sha256: Option<Sha256>, not_after: Option<Timestamp> },
+    /// A certificate was issued to a workload or a person.
+    Issuance(Issuance),
+    /// An access token was minted.
+    Mint(Mint),
+    /// A request was proved, decided and admitted.
+    Admission(Admission),
+    /// A proved request was not carried out.
+    Denial(Denial),
+    /// A request to any listener was refused before it was proved; the claimed subject is unproved.
+    Refusal {
+        request_id: String,
+        plane: String,
+        status: u16,
+        check: String,
+        claimed: Option<SpiffeId>,
+        proof_sha256: Option<Sha256>,
+    },
+    /// Refusals beyond the rate at which each has its own leaf.
+    RefusalsSummarised { count: u64 },
+    /// An approval changed its state.
+    ApprovalChanged(ApprovalChange),
+    /// An admitted request ended.
+    Completion(Completion),
+    /// Something was stopped.
+    Revoked { id: i64, subject: RevocationKind, value: Sha256, reason: Sha256, by: Sha256, until: Option<Timestamp> },
+    /// A stop was lifted.
+    Lifted { id: i64, by: Sha256 },
+    /// A registration entry or a person was changed.
+    Registration { what: String, action: String, value: Sha256, by: Sha256 },
+    /// An administrator looked at or took out evidence.
+    Access { what: String, by: Sha256 },
+}
+
+/// See [`Event::Issuance`].
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Issuance {
+    pub spiffe_id: SpiffeId,
+    pub serial: String,
+    pub jkt: Jkt,
+    pub not_before: Timestamp,
+    pub not_after: Timestamp,
+    pub issuer_key_id: String,
+    pub certificate_sha256: Sha256,
+    /// `join_token` or `renewal`.
+    pub attestation: String,
+    /// Digest of the attestation's evidence: the hashed join token, or the old certificate's serial.
+    pub attestation_sha256: Sha256,
+}
+
+/// See [`Event::Mint`].
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Mint {
+    pub request_id: String,
+    pub spiffe_id: SpiffeId,
+    pub jkt: Jkt,
+    /// The certificate that authenticated the client.
+    pub serial: String,
+    pub jti_sha256: Sha256,
+    pub token_sha256: Sha256,
+    pub audience: String,
+    pub scope: String,
+    pub expires_at: Timestamp,
+    /// Commitment to the spent proof.
+    pub proof: Sha256,
+}
+
+/// See [`Event::Admission`].
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Admission {
+    pub request_id: String,
+    pub spiffe_id: SpiffeId,
+    pub jkt: Jkt,
+    pub token_sha256: Sha256,
+    /// Commitment to the spent proof.
+    pub proof: Sha256,
+    pub method: String,
+    /// Commitment to path and query.
+    pub target: Sha256,
+    pub route: String,
+    pub operation: String,
+    /// Commitment to the object.
+    pub object: Sha256,
+    pub rules: Vec<String>,
+    pub policy_version: String,
+    /// The approval that was consumed, and the digest of the request it was bound to.
+    pub approval: Option<ConsumedApproval>,
+    pub recorded: bool,
+}
+
+/// See [`Admission::approval`].
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct ConsumedApproval {
+    pub id: String,
+    pub request_sha256: Sha256,
+}
+
+/// See [`Event::Denial`].
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Denial {
+    pub request_id: String,
+    pub spiffe_id: SpiffeId,
+    pub jkt: Jkt,
+    pub token_sha256: Sha256,
+    pub proof: Sha256,
+    pub method: String,
+    pub target: Sha256,
+    pub operation: Option<String>,
+    pub status: u16,
+    pub reason: String,
+    pub rules: Vec<String>,
+    pub policy_version: String,
+}
+
+/// See [`Event::ApprovalChanged`].
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct ApprovalChange {
+    pub id: String,
+    pub state: ApprovalState,
+    pub request_sha256: Sha256,
+    pub requester: SpiffeId,
+    pub jkt: Jkt,
+    pub rule: String,
+    pub policy_version: String,
+    /// Commitment to the person who decided.
+    pub person: Option<Sha256>,
+    /// How that person was proved.
+    pub proved_by: Option<String>,
+}
+
+/// See [`Event::Completion`].
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Completion {
+    pub request_id: String,
+    pub spiffe_id: SpiffeId,
+    pub status: u16,
+    pub request_bytes: u64,
+    pub request_sha256: Sha256,
+    /// The body as the client saw it.
+    pub response_bytes: u64,
+    pub response_sha256: Sha256,
+    pub upstream_bytes: u64,
+    /// What was masked, by kind.
+    pub masked: BTreeMap<String, u64>,
+    /// Digest of the whole recording file; none where the route does not record.
+    pub recording_sha256: Option<Sha256>,
+    /// `complete`, or why the exchange ended early.
+    pub ended: String,
+    pub duration_ms: u64,
+}
+
+impl Leaf {
+    /// The bytes that the tree hashes: compact JSON, fields in the schema's order.
+    pub fn canonical(&self) -> Vec<u8> {
+        serde_json::to_vec(self).expect("a leaf has string keys and finite numbers only")
+    }
+}
+
+impl Staged {
+    /// A leaf without commitments.
+    pub fn plain(time: Timestamp, event: Event) -> Self {
+        Self { leaf: Leaf { time, event }, openings: BTreeMap::new() }
+    }
+}

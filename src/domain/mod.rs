@@ -1,0 +1,16 @@
+//! The words everyone shares: values and state machines, without input or output.
+//!
+//! Pure: no clock, no entropy, no files. Depends on nothing else in the package.
+
+pub mod approval;
+pub mod digest;
+pub mod intent;
+pub mod key;
+pub mod leaf;
+pub mod people;
+pub mod refusal;
+pub mod revocation;
+pub mod secret;
+pub mod spiffe_id;
+pub mod time;
+pub mod verdict;

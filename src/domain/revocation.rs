@@ -1,0 +1,175 @@
+//! What has been stopped, and whether it stops a given subject.
+
+use std::collections::HashMap;
+
+use serde::{Deserialize, Serialize};
+
+use crate::domain::key::Jkt;
+use crate::domain::spiffe_id::SpiffeId;
+use crate::domain::time::Timestamp;
+
+/// What a revocation names.
+#[derive(
+    Clone,
+    Copy,
+    Debug,
+    Eq,
+    Hash,
+    PartialEq,
+    Serialize,
+    Deserialize,
+    strum::EnumString,
+    strum::Display,
+    strum::VariantNames,
+)]
+#[serde(rename_all = "kebab-case")]
+#[strum(serialize_all = "kebab-case")]
+pub enum RevocationKind {
+    /// A workload, with all its certificates, keys and tokens.
+    SpiffeId,
+    /// A person, and every workload that names them as owner.
+    Person,
+    /// One certificate.
+    Serial,
+    /// One key.
+    Jkt,
+    /// One token.
+    Jti,
+    /// Every workload in a group.
+    Group,
+}
+
+/// One revocation as the ledger keeps it.
+#[derive(Clone, Debug, Eq, PartialEq, Serialize, Deserialize)]
+pub struct Revocation {
+    /// Ledger number: revocations are ordered by it.
+    pub id: i64,
+    /// What kind of subject it names.
+    pub kind: RevocationKind,
+    /// The subject.
+    pub value: String,
+    /// Why, in the words of who did it.
+    pub reason: String,
+    /// Who did it.
+    pub by: String,
+    /// When.
+    pub at: Timestamp,
+    /// When it ends by itself; none: never.
+    pub until: Option<Timestamp>,
+}
+
+/// Everything about a caller that a revocation can name.
+#[derive(Clone, Debug)]
+pub struct Subject {
+    /// The workload or person.
+    pub spiffe_id: SpiffeId,
+    /// Owner of the workload, or the person's own id.
+    pub person: Option<String>,
+    /// Groups of the entry.
+    pub groups: Vec<String>,
+    /// Its certificate, hex.
+    pub serial: Option<String>,
+    /// Its key.
+    pub jkt: Option<Jkt>,
+    /// Its token's identifier.
+    pub jti: Option<String>,
+}
+
+/// The revocations in force, ready to be asked.
+#[derive(Clone, Debug, Default)]
+pub struct RevocationSet {
+    /// The ledger's head when the set was read.
+    pub head: i64,
+    stopped: HashMap<(RevocationKind, String), Option<Timestamp>>,
+}
+
+impl RevocationSet {
+    /// Builds the set from the rows in force.
+    pub fn new(head: i64, rows: &[Revocation]) -> Self {
+        let mut stopped: HashMap<_, Option<Timestamp>> = HashMap::new();
+        for row in rows {
+            let until = stopped.entry((row.kind, row.value.clone())).or_insert(row.until);
+            *until = match (*until, row.until) {
+                (Some(a), Some(b)) => Some(a.max(b)),
+                _ => None,
+            };
+        }
+        Self { head, stopped }
+    }
+
+    /// The kind of revocation that stops the subject at `now`, if any.
+    pub fn stops(&self, subject: &Subject, now: Timestamp) -> Option<RevocationKind> {
+        if self.stopped.is_empty() {
+            return None;
+        }
+        let mut named = vec![(RevocationKind::SpiffeId, subject.spiffe_id.to_string())];
+        named.extend(subject.person.iter().map(|p| (RevocationKind::Person, p.clone())));
+        named.extend(subject.serial.iter().map(|s| (RevocationKind::Serial, s.clone())));
+        named.extend(subject.jkt.iter().map(|j| (RevocationKind::Jkt, j.to_string())));
+        named.extend(subject.jti.iter().map(|j| (RevocationKind::Jti, j.clone())));
+        named.extend(subject.groups.iter().map(|g| (RevocationKind::Group, g.clone())));
+        named.into_iter().find(|key| self.in_force(key, now)).map(|(kind, _)| kind)
+    }
+
+    fn in_force(&self, key: &(RevocationKind, String), now: Timestamp) -> bool {
+        self.stopped.get(key).is_some_and(|until| until.is_none_or(|until| now < until))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn row(kind: RevocationKind, value: &str, until: Option<u64>) -> Revocation {
+        Revocation {
+            id: 1,
+            kind,
+            value: value.into(),
+            reason: "test".into(),
+            by: "local:0".into(),
+            at: Timestamp::ZERO,
+            until: until.map(Timestamp::from_unix),
+        }
+    }
+
+    fn subject() -> Subject {
+        Subject {
+            spiffe_id: "spiffe://example.org/ci/solver".parse().expect("legal"),
+            person: Some("https://idp#bob".into()),
+            groups: vec!["solvers".into()],
+            serial: Some("0a".into()),
+            jkt: Some(Jkt([1; 32])),
+            jti: Some("t1".into()),
+        }
+    }
+
+    #[test]
+    fn each_kind_stops_its_subject_and_no_other() {
+        let jkt = Jkt([1; 32]).to_string();
+        let rows = [
+            (RevocationKind::SpiffeId, "spiffe://example.org/ci/solver"),
+            (RevocationKind::Person, "https://idp#bob"),
+            (RevocationKind::Serial, "0a"),
+            (RevocationKind::Jkt, jkt.as_str()),
+            (RevocationKind::Jti, "t1"),
+            (RevocationKind::Group, "solvers"),
+        ];
+        let now = Timestamp::from_unix(10);
+        for (kind, value) in rows {
+            let set = RevocationSet::new(1, &[row(kind, value, None)]);
+            assert_eq!(set.stops(&subject(), now), Some(kind));
+            let other = RevocationSet::new(1, &[row(kind, "another", None)]);
+            assert_eq!(other.stops(&subject(), now), None);
+        }
+    }
+
+    #[test]
+    fn a_revocation_ends_at_its_until_and_the_longer_one_wins() {
+        let by_id = |until| row(RevocationKind::SpiffeId, "spiffe://example.org/ci/solver", until);
+        let set = RevocationSet::new(2, &[by_id(Some(10)), by_id(Some(20))]);
+        assert!(set.stops(&subject(), Timestamp::from_unix(19)).is_some());
+        assert!(set.stops(&subject(), Timestamp::from_unix(20)).is_none());
+        let forever = RevocationSet::new(2, &[by_id(None), by_id(Some(20))]);
+        assert!(forever.stops(&subject(), Timestamp::from_unix(99)).is_some());
+    }
+}

@@ -1,0 +1,10 @@
+//! popgate: a proof-of-possession gate for machine identities.
+//!
+//! See `ARCHITECTURE.md` for the house and one request's way through it. Without default features only
+//! [`domain`] and [`protocol`] are built: pure, and all that another gateway would embed.
+
+pub mod domain;
+pub mod protocol;
+
+#[cfg(feature = "full")]
+pub mod store;

@@ -1,0 +1,72 @@
+//! Certificate signing requests (RFC 2986): nothing is taken from one but its key, and that only if it signed.
+
+use x509_parser::certification_request::X509CertificationRequest;
+use x509_parser::prelude::FromDer as _;
+
+use crate::protocol::jwk::{Algorithm, PublicKey};
+
+/// Largest CSR in bytes that is looked at.
+pub const MAX_CSR: usize = 16 * 1024;
+
+/// Why a CSR is refused. Carries no input.
+#[derive(Clone, Copy, Debug, Eq, PartialEq, strum::VariantArray, thiserror::Error)]
+pub enum CsrError {
+    #[error("the CSR is not one DER PKCS#10 request of at most 16 KiB")]
+    Form,
+    #[error("the CSR's key is not P-256 or Ed25519")]
+    Key,
+    #[error("the CSR's signature algorithm is not its key's")]
+    Algorithm,
+    #[error("the CSR is not signed by its own key")]
+    Signature,
+}
+
+/// The key of a CSR that proved possession of it.
+#[derive(Clone, Debug)]
+pub struct ProvedKey {
+    /// The key.
+    pub key: PublicKey,
+    /// Its SubjectPublicKeyInfo, DER.
+    pub spki: Vec<u8>,
+}
+
+/// Reads a CSR and verifies its self-signature.
+pub fn verify(der: &[u8]) -> Result<ProvedKey, CsrError> {
+    if der.len() > MAX_CSR {
+        return Err(CsrError::Form);
+    }
+    let (rest, csr) = X509CertificationRequest::from_der(der).map_err(|_| CsrError::Form)?;
+    if !rest.is_empty() {
+        return Err(CsrError::Form);
+    }
+    let info = &csr.certification_request_info;
+    let spki = info.subject_pki.raw.to_vec();
+    let key = PublicKey::from_spki(&spki).map_err(|_| CsrError::Key)?;
+    let oid = csr.signature_algorithm.algorithm.to_id_string();
+    let message = info.raw;
+    let signature = csr.signature_value.data.as_ref();
+    let holds = match (key.algorithm(), oid.as_str()) {
+        (Algorithm::Es256, "1.2.840.10045.4.3.2") => {
+            der_to_fixed(signature).is_some_and(|fixed| key.verifies(message, &fixed))
+        }
+        (Algorithm::Ed25519, "1.3.101.112") => key.verifies(message, signature),
+        _ => return Err(CsrError::Algorithm),
+    };
+    if holds { Ok(ProvedKey { key, spki }) } else { Err(CsrError::Signature) }
+}
+
+/// ECDSA-Sig-Value (RFC 3279 §2.2.3) to r‖s of 32 bytes each.
+fn der_to_fixed(der: &[u8]) -> Option<Vec<u8>> {
+    let (rest, sequence) = x509_parser::der_parser::der::parse_der_sequence(der).ok()?;
+    let items = sequence.as_sequence().ok()?;
+    let [r, s] = items.as_slice() else { return None };
+    let mut fixed = Vec::with_capacity(64);
+    for integer in [r, s] {
+        let bytes = integer.as_slice().ok()?;
+        let significant = &bytes[bytes.iter().position(|b| *b != 0).unwrap_or(bytes.len())..];
+        let padding = 32_usize.checked_sub(significant.len())?;
+        fixed.resize(fixed.len() + padding, 0);
+        fixed.extend(significant);
+    }
+    rest.is_empty().then_some(fixed)
+}

@@ -1,0 +1,99 @@
+//! Compact JWS (RFC 7515 §3.1, §7.1): split strictly, verify with a pinned key, sign with a given signer.
+
+use base64::Engine as _;
+use base64::prelude::BASE64_URL_SAFE_NO_PAD as B64;
+use serde_json::{Map, Value};
+
+use crate::protocol::json;
+use crate::protocol::jwk::{Algorithm, PublicKey};
+
+/// Why a text is not a JWS that we accept. Carries no input.
+#[derive(Clone, Copy, Debug, Eq, PartialEq, strum::VariantArray, thiserror::Error)]
+pub enum JwsError {
+    #[error("not three segments of canonical unpadded base64url")]
+    Form,
+    #[error("the header is not one strict JSON object")]
+    Header,
+    #[error("the payload is not one strict JSON object")]
+    Payload,
+    #[error("typ is not the one expected")]
+    Type,
+    #[error("alg is not accepted, or not the key's")]
+    Algorithm,
+    #[error("crit or b64 asks for what is not understood")]
+    Critical,
+    #[error("the signature does not verify")]
+    Signature,
+}
+
+/// A JWS cut into its parts, nothing verified yet.
+#[derive(Clone, Copy, Debug)]
+pub struct Compact<'a> {
+    /// First segment, as sent: equal bytes mean equal headers.
+    pub header: &'a str,
+    /// Second segment, as sent.
+    pub payload: &'a str,
+    signature: &'a str,
+    signing_input: &'a str,
+}
+
+impl<'a> Compact<'a> {
+    /// Cuts at the two dots; more or fewer are refused.
+    pub fn split(text: &'a str) -> Result<Self, JwsError> {
+        let (signing_input, signature) = text.rsplit_once('.').ok_or(JwsError::Form)?;
+        let (header, payload) = signing_input.split_once('.').ok_or(JwsError::Form)?;
+        if payload.contains('.') || header.is_empty() || payload.is_empty() || signature.is_empty() {
+            return Err(JwsError::Form);
+        }
+        Ok(Self { header, payload, signature, signing_input })
+    }
+
+    /// The header's members.
+    pub fn header_object(&self) -> Result<Map<String, Value>, JwsError> {
+        let bytes = B64.decode(self.header).map_err(|_| JwsError::Form)?;
+        json::parse_object(&bytes).map_err(|_| JwsError::Header)
+    }
+
+    /// The payload's members.
+    pub fn payload_object(&self) -> Result<Map<String, Value>, JwsError> {
+        let bytes = B64.decode(self.payload).map_err(|_| JwsError::Form)?;
+        json::parse_object(&bytes).map_err(|_| JwsError::Payload)
+    }
+
+    /// Checks the signature with `key`.
+    pub fn verify(&self, key: &PublicKey) -> Result<(), JwsError> {
+        let signature = B64.decode(self.signature).map_err(|_| JwsError::Form)?;
+        key.verifies(self.signing_input.as_bytes(), &signature).then_some(()).ok_or(JwsError::Signature)
+    }
+}
+
+/// Checks the members of a header that decide how it is read (RFC 7515 §4.1.11, RFC 7797, RFC 8725 §3.11).
+pub fn check_header(header: &Map<String, Value>, typ: &str) -> Result<Algorithm, JwsError> {
+    let text = |name: &str| header.get(name).and_then(Value::as_str);
+    if text("typ") != Some(typ) {
+        return Err(JwsError::Type);
+    }
+    if header.contains_key("crit") || header.contains_key("b64") {
+        return Err(JwsError::Critical);
+    }
+    text("alg").and_then(Algorithm::from_name).ok_or(JwsError::Algorithm)
+}
+
+/// Something that signs ES256. Entropy is its own business.
+pub trait Signer: Send + Sync {
+    /// r‖s over `message`.
+    fn sign(&self, message: &[u8]) -> Vec<u8>;
+    /// The public half.
+    fn public(&self) -> &PublicKey;
+}
+
+/// Signs `header` and `payload` into a compact JWS.
+pub fn sign(header: &Value, payload: &Value, signer: &dyn Signer) -> String {
+    let mut text = B64.encode(header.to_string());
+    text.push('.');
+    B64.encode_string(payload.to_string(), &mut text);
+    let signature = signer.sign(text.as_bytes());
+    text.push('.');
+    B64.encode_string(signature, &mut text);
+    text
+}

@@ -1,0 +1,120 @@
+//! Masks sensitive values in a stream, chunk by chunk, so that any chunking gives the same bytes.
+//!
+//! Layers: frame ([`sse`], [`json`], [`text`]) → logical string ([`logical`]) → entities ([`detect`]).
+//! Only bytes that no live match can still include are released, and no timer ever flushes an undecided
+//! tail. Pure: bytes in, bytes out.
+
+pub mod detect;
+pub mod json;
+pub mod logical;
+pub mod path;
+pub mod rules;
+pub mod secrets;
+pub mod sse;
+pub mod text;
+
+use std::sync::Arc;
+
+pub use rules::{Counts, EntityKind, FieldAction, FieldRule, MaskRules, Strategy};
+
+/// Why a body cannot be passed on. The gateway answers 502, or cuts the stream.
+#[derive(Clone, Copy, Debug, Eq, PartialEq, strum::VariantArray, thiserror::Error)]
+pub enum Blocked {
+    #[error("the mask cannot read this content type")]
+    ContentType,
+    #[error("the mask cannot read this character set")]
+    Charset,
+    #[error("the mask cannot read this content coding")]
+    Coding,
+    #[error("nested deeper than the mask follows")]
+    Depth,
+    #[error("one event, member name or number is longer than the mask holds")]
+    TooLong,
+    #[error("malformed JSON, and the mask has rules on its fields")]
+    Malformed,
+    #[error("a value that the mask forbids")]
+    Forbidden,
+}
+
+/// A masker for one body.
+pub enum Masker {
+    /// `application/json`, `+json`, NDJSON: values in a row.
+    Json(json::JsonMasker),
+    /// `text/event-stream`.
+    Sse(Box<sse::SseMasker>),
+    /// Other text.
+    Text(text::TextMasker),
+}
+
+impl Masker {
+    /// Chooses the framing by content type; what no layer can read is blocked.
+    pub fn for_content_type(rules: &Arc<MaskRules>, content_type: &str) -> Result<Self, Blocked> {
+        let mut parts = content_type.split(';').map(str::trim);
+        let essence = parts.next().unwrap_or_default().to_ascii_lowercase();
+        for parameter in parts {
+            check_charset(parameter)?;
+        }
+        let json = matches!(
+            essence.as_str(),
+            "application/json" | "application/x-ndjson" | "application/ndjson" | "application/jsonl"
+        ) || (essence.starts_with("application/") && essence.ends_with("+json"));
+        if json {
+            Ok(Self::Json(json::JsonMasker::new(rules.clone())))
+        } else if essence == "text/event-stream" {
+            Ok(Self::Sse(Box::new(sse::SseMasker::new(rules.clone()))))
+        } else if essence.starts_with("text/") {
+            Ok(Self::Text(text::TextMasker::new(rules.clone())))
+        } else {
+            Err(Blocked::ContentType)
+        }
+    }
+
+    /// Takes a chunk and appends what may be released.
+    pub fn push(&mut self, chunk: &[u8], out: &mut Vec<u8>) -> Result<(), Blocked> {
+        match self {
+            Self::Json(m) => m.push(chunk, out),
+            Self::Sse(m) => m.push(chunk, out),
+            Self::Text(m) => m.push(chunk, out),
+        }
+    }
+
+    /// The body has ended: decides and releases the rest.
+    pub fn finish(&mut self, out: &mut Vec<u8>) -> Result<(), Blocked> {
+        match self {
+            Self::Json(m) => m.finish(out),
+            Self::Sse(m) => m.finish(out),
+            Self::Text(m) => m.finish(out),
+        }
+    }
+
+    /// What has been masked so far.
+    pub fn counts(&self) -> Counts {
+        match self {
+            Self::Json(m) => m.counts().clone(),
+            Self::Sse(m) => m.counts().clone(),
+            Self::Text(m) => m.counts().clone(),
+        }
+    }
+}
+
+fn check_charset(parameter: &str) -> Result<(), Blocked> {
+    match parameter.split_once('=') {
+        Some((name, value)) if name.trim().eq_ignore_ascii_case("charset") => {
+            let value = value.trim().trim_matches('"').to_ascii_lowercase();
+            matches!(value.as_str(), "utf-8" | "utf8" | "us-ascii").then_some(()).ok_or(Blocked::Charset)
+        }
+        _ => Ok(()),
+    }
+}
+
+/// Masks a whole body at once: for what an approver is shown and for tests.
+pub fn mask_whole(rules: &Arc<MaskRules>, content_type: &str, body: &[u8]) -> Result<Vec<u8>, Blocked> {
+    let mut masker = Masker::for_content_type(rules, content_type)?;
+    let mut out = Vec::new();
+    masker.push(body, &mut out)?;
+    masker.finish(&mut out)?;
+    Ok(out)
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,127 @@
+//! Stateless server nonces (RFC 9449 §8, §9): HMAC over role, epoch, time and randomness.
+//!
+//! A nonce names the epoch of the replay store: a store that lost its memory starts a new epoch, and
+//! proofs spent in the old one carry a nonce that no longer counts.
+
+use std::time::Duration;
+
+use aws_lc_rs::hmac;
+use base64::Engine as _;
+use base64::prelude::BASE64_URL_SAFE_NO_PAD as B64;
+
+use crate::domain::time::Timestamp;
+
+/// How long one nonce key step lasts; a nonce of the two steps before is accepted too.
+const STEP: Duration = Duration::from_secs(60);
+const STEPS_BACK: u64 = 2;
+const BODY: usize = 1 + 8 + 8 + 12;
+
+/// Who asks for the proof. A nonce of one role is nothing to the other.
+#[derive(Clone, Copy, Debug, Eq, Hash, PartialEq)]
+pub enum Role {
+    /// The token service.
+    Token,
+    /// The gateway.
+    Gateway,
+}
+
+impl Role {
+    /// One byte, part of each nonce and of each spent proof's identifier.
+    pub const fn byte(self) -> u8 {
+        match self {
+            Self::Token => b'T',
+            Self::Gateway => b'G',
+        }
+    }
+}
+
+/// What the replay store remembers and since when.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub struct Epoch {
+    /// Random name of the unbroken stretch.
+    pub id: [u8; 8],
+    /// Everything spent after this moment is remembered.
+    pub since: Timestamp,
+}
+
+/// How long after `at` a proof with a nonce made then may still pass.
+pub const NONCE_LIFE: Duration = Duration::from_secs(60 * (STEPS_BACK + 1));
+
+/// The key that makes and checks nonces, shared by replicas.
+pub struct NonceKey(hmac::Key);
+
+impl NonceKey {
+    /// From 32 random bytes.
+    pub fn new(bytes: &[u8; 32]) -> Self {
+        Self(hmac::Key::new(hmac::HMAC_SHA256, bytes))
+    }
+
+    /// A nonce of `epoch`; `random` must be fresh, so that each challenge has a new value.
+    pub fn make(&self, role: Role, epoch: &Epoch, now: Timestamp, random: &[u8; 12]) -> String {
+        let mut body = Vec::with_capacity(BODY + 16);
+        body.push(role.byte());
+        body.extend(epoch.id);
+        body.extend(step(now).to_be_bytes());
+        body.extend(random);
+        let tag = hmac::sign(&self.0, &body);
+        body.extend(&tag.as_ref()[..16]);
+        B64.encode(body)
+    }
+
+    /// Whether the nonce is ours, of this role and epoch, and not more than two steps old.
+    pub fn accepts(&self, nonce: &str, role: Role, epoch: &Epoch, now: Timestamp) -> bool {
+        let Ok(bytes) = B64.decode(nonce) else { return false };
+        if bytes.len() != BODY + 16 {
+            return false;
+        }
+        let (body, tag) = bytes.split_at(BODY);
+        let expected = hmac::sign(&self.0, body);
+        let genuine = aws_lc_rs::constant_time::verify_slices_are_equal(&expected.as_ref()[..16], tag).is_ok();
+        let mut made = [0; 8];
+        made.copy_from_slice(&body[9..17]);
+        let made = u64::from_be_bytes(made);
+        let current = step(now);
+        genuine
+            && body[0] == role.byte()
+            && body[1..9] == epoch.id
+            && made <= current.saturating_add(1)
+            && made.saturating_add(STEPS_BACK) >= current
+    }
+}
+
+fn step(now: Timestamp) -> u64 {
+    now.unix() / STEP.as_secs()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const NOW: Timestamp = Timestamp::from_unix(1_700_000_040);
+    const EPOCH: Epoch = Epoch { id: [3; 8], since: Timestamp::ZERO };
+
+    #[test]
+    fn p9_a_nonce_is_bound_to_key_role_epoch_and_time() {
+        let key = NonceKey::new(&[1; 32]);
+        let nonce = key.make(Role::Gateway, &EPOCH, NOW, &[9; 12]);
+        let accepts = |key: &NonceKey, nonce: &str, role, epoch: &Epoch, offset: u64| {
+            key.accepts(nonce, role, epoch, NOW.plus(Duration::from_secs(offset)))
+        };
+        assert!(accepts(&key, &nonce, Role::Gateway, &EPOCH, 0));
+        assert!(accepts(&key, &nonce, Role::Gateway, &EPOCH, 120), "two steps back");
+        assert!(!accepts(&key, &nonce, Role::Gateway, &EPOCH, 180), "three steps back");
+        assert!(!accepts(&key, &nonce, Role::Token, &EPOCH, 0), "the other role's");
+        assert!(!accepts(&key, &nonce, Role::Gateway, &Epoch { id: [4; 8], ..EPOCH }, 0), "another epoch's");
+        assert!(!accepts(&NonceKey::new(&[2; 32]), &nonce, Role::Gateway, &EPOCH, 0), "forged");
+        for bad in ["", "x", &nonce[1..], &format!("{nonce}A")] {
+            assert!(!accepts(&key, bad, Role::Gateway, &EPOCH, 0), "{bad}");
+        }
+    }
+
+    #[test]
+    fn p9_each_challenge_is_a_new_value() {
+        let key = NonceKey::new(&[1; 32]);
+        let [a, b] = [[1; 12], [2; 12]].map(|r| key.make(Role::Token, &EPOCH, NOW, &r));
+        assert_ne!(a, b);
+    }
+}

@@ -1,0 +1,138 @@
+//! Turns a method and a canonical path into a named operation on an object, with the body fields that policy reads.
+
+use std::collections::BTreeMap;
+
+use serde_json::{Map, Value};
+
+use crate::protocol::json;
+use crate::protocol::template::Template;
+
+/// The type of a body field, as Cedar sees it.
+#[derive(Clone, Copy, Debug, Eq, PartialEq, serde::Serialize, serde::Deserialize, strum::Display)]
+#[serde(rename_all = "lowercase")]
+#[strum(serialize_all = "lowercase")]
+pub enum FieldType {
+    /// A whole number that fits 64 bits.
+    Long,
+    /// A string.
+    String,
+    /// A boolean.
+    Bool,
+    /// An array of strings, read as a set.
+    Strings,
+}
+
+/// One field of the body that policy may read.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct BodyField {
+    /// Its name in `context.body`.
+    pub name: String,
+    /// JSON pointer (RFC 6901) to it.
+    pub pointer: String,
+    /// What it must be.
+    pub kind: FieldType,
+    /// Whether it may be absent.
+    pub optional: bool,
+}
+
+/// One named operation of a route.
+#[derive(Clone, Debug)]
+pub struct Operation {
+    /// Name, which policies and scopes use.
+    pub name: String,
+    /// Method, case-sensitive.
+    pub method: String,
+    /// Path.
+    pub path: Template,
+    /// Object, filled from the path's parameters.
+    pub object: Template,
+    /// Body fields.
+    pub body: Vec<BodyField>,
+}
+
+/// An operation that fits a request.
+#[derive(Clone, Debug)]
+pub struct Matched<'a> {
+    /// Which one.
+    pub operation: &'a Operation,
+    /// Values of the path's parameters.
+    pub params: BTreeMap<String, String>,
+    /// The object, such as `/runs/r1`.
+    pub object: String,
+}
+
+/// The first operation that fits; none means the request is unlisted.
+pub fn classify<'a>(operations: &'a [Operation], method: &str, path: &str) -> Option<Matched<'a>> {
+    operations.iter().filter(|o| o.method == method).find_map(|operation| {
+        let params = operation.path.matches(path)?;
+        let object = operation.object.fill(&params);
+        Some(Matched { operation, params, object })
+    })
+}
+
+/// Why a body cannot be judged.
+#[derive(Clone, Debug, Eq, PartialEq, thiserror::Error)]
+pub enum BodyError {
+    #[error("the body is not strict JSON: {0}")]
+    Json(json::JsonError),
+    #[error("the body has no {pointer}, which must be of type {kind}")]
+    Absent { pointer: String, kind: FieldType },
+    #[error("{pointer} of the body is not of type {kind}")]
+    WrongType { pointer: String, kind: FieldType },
+}
+
+/// Reads the declared fields of a body into `context.body`.
+pub fn body_fields(fields: &[BodyField], body: &[u8]) -> Result<Map<String, Value>, BodyError> {
+    let document = json::parse(body).map_err(BodyError::Json)?;
+    let mut found = Map::new();
+    for field in fields {
+        match document.pointer(&field.pointer) {
+            None if field.optional => {}
+            None => return Err(BodyError::Absent { pointer: field.pointer.clone(), kind: field.kind }),
+            Some(value) if fits(value, field.kind) => {
+                found.insert(field.name.clone(), value.clone());
+            }
+            Some(_) => return Err(BodyError::WrongType { pointer: field.pointer.clone(), kind: field.kind }),
+        }
+    }
+    Ok(found)
+}
+
+fn fits(value: &Value, kind: FieldType) -> bool {
+    match kind {
+        FieldType::Long => value.as_i64().is_some(),
+        FieldType::String => value.is_string(),
+        FieldType::Bool => value.is_boolean(),
+        FieldType::Strings => value.as_array().is_some_and(|items| items.iter().all(Value::is_string)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn field(kind: FieldType, optional: bool) -> Vec<BodyField> {
+        vec![BodyField { name: "v".into(), pointer: "/a/v".into(), kind, optional }]
+    }
+
+    #[test]
+    fn a_declared_field_must_be_there_and_of_its_type() {
+        let read = |kind, optional, body: &str| body_fields(&field(kind, optional), body.as_bytes());
+        assert_eq!(read(FieldType::Long, false, r#"{"a":{"v":3}}"#).expect("fits")["v"], 3);
+        assert!(matches!(read(FieldType::Long, false, r#"{"a":{}}"#), Err(BodyError::Absent { .. })));
+        assert!(read(FieldType::Long, true, r#"{"a":{}}"#).expect("optional").is_empty());
+        for (kind, value) in [
+            (FieldType::Long, "1.5"),
+            (FieldType::Long, "\"1\""),
+            (FieldType::Long, "9223372036854775808"),
+            (FieldType::String, "1"),
+            (FieldType::Bool, "0"),
+            (FieldType::Strings, "[1]"),
+            (FieldType::Strings, "\"a\""),
+        ] {
+            let body = format!(r#"{{"a":{{"v":{value}}}}}"#);
+            assert!(matches!(read(kind, true, &body), Err(BodyError::WrongType { .. })), "{body}");
+        }
+        assert!(matches!(read(FieldType::Long, true, r#"{"a":{"v":1,"v":2}}"#), Err(BodyError::Json(_))));
+    }
+}

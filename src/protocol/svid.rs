@@ -1,0 +1,103 @@
+//! X.509-SVID rules on a leaf whose chain has been verified (X509-SVID sections 2 to 5).
+
+use x509_parser::extensions::{GeneralName, ParsedExtension};
+use x509_parser::prelude::{FromDer as _, X509Certificate};
+
+use crate::domain::digest::Sha256;
+use crate::domain::spiffe_id::SpiffeId;
+use crate::domain::time::Timestamp;
+use crate::protocol::jwk::PublicKey;
+
+/// Why a certificate is not a leaf SVID. Carries no input.
+#[derive(Clone, Copy, Debug, Eq, PartialEq, strum::VariantArray, thiserror::Error)]
+pub enum SvidError {
+    #[error("not one DER X.509 certificate")]
+    Form,
+    #[error("X509-SVID section 2: there is not exactly one URI SAN")]
+    UriCount,
+    #[error("X509-SVID section 2: the URI SAN is not a SPIFFE ID with a path")]
+    SpiffeId,
+    #[error("X509-SVID section 4.1: a CA certificate is not a leaf")]
+    IsCa,
+    #[error("X509-SVID section 4.3: keyUsage lacks digitalSignature, or has keyCertSign or cRLSign")]
+    KeyUsage,
+    #[error("the key is not P-256 or Ed25519")]
+    Key,
+}
+
+/// What a leaf SVID says, once its chain is verified elsewhere.
+#[derive(Clone, Debug)]
+pub struct X509Svid {
+    /// The one URI SAN.
+    pub spiffe_id: SpiffeId,
+    /// Serial number, lower-case hex.
+    pub serial: String,
+    /// The key.
+    pub key: PublicKey,
+    /// SHA-256 of the certificate, `x5t#S256`.
+    pub sha256: Sha256,
+    /// Validity.
+    pub not_before: Timestamp,
+    /// Validity.
+    pub not_after: Timestamp,
+}
+
+impl X509Svid {
+    /// Reads a leaf and checks the SPIFFE rules that chain building does not know.
+    pub fn parse(der: &[u8]) -> Result<Self, SvidError> {
+        let (rest, cert) = X509Certificate::from_der(der).map_err(|_| SvidError::Form)?;
+        if !rest.is_empty() {
+            return Err(SvidError::Form);
+        }
+        if cert.is_ca() {
+            return Err(SvidError::IsCa);
+        }
+        check_key_usage(&cert)?;
+        Ok(Self {
+            spiffe_id: uri_san(&cert)?,
+            serial: hex::encode(cert.raw_serial()),
+            key: PublicKey::from_spki(cert.public_key().raw).map_err(|_| SvidError::Key)?,
+            sha256: Sha256::of(der),
+            not_before: at(cert.validity().not_before.timestamp()),
+            not_after: at(cert.validity().not_after.timestamp()),
+        })
+    }
+}
+
+fn at(seconds: i64) -> Timestamp {
+    Timestamp::from_unix(u64::try_from(seconds).unwrap_or(0))
+}
+
+fn uri_san(cert: &X509Certificate<'_>) -> Result<SpiffeId, SvidError> {
+    let san = cert.subject_alternative_name().map_err(|_| SvidError::Form)?.ok_or(SvidError::UriCount)?;
+    let mut uris = san.value.general_names.iter().filter_map(|name| match name {
+        GeneralName::URI(uri) => Some(*uri),
+        _ => None,
+    });
+    match (uris.next(), uris.next()) {
+        (Some(uri), None) => uri.parse().map_err(|_| SvidError::SpiffeId),
+        _ => Err(SvidError::UriCount),
+    }
+}
+
+fn check_key_usage(cert: &X509Certificate<'_>) -> Result<(), SvidError> {
+    let usage = cert.extensions().iter().find_map(|e| match e.parsed_extension() {
+        ParsedExtension::KeyUsage(usage) => Some(usage),
+        _ => None,
+    });
+    match usage {
+        Some(u) if u.digital_signature() && !u.key_cert_sign() && !u.crl_sign() => Ok(()),
+        _ => Err(SvidError::KeyUsage),
+    }
+}
+
+/// SHA-256 of a certificate's SubjectPublicKeyInfo: the pin of a join token.
+pub fn spki_sha256(der: &[u8]) -> Option<Sha256> {
+    let (_, cert) = X509Certificate::from_der(der).ok()?;
+    Some(Sha256::of(cert.public_key().raw))
+}
+
+/// Whether a certificate names itself as issuer and is a CA: a root that may anchor a chain.
+pub fn is_self_issued_ca(der: &[u8]) -> bool {
+    X509Certificate::from_der(der).is_ok_and(|(_, cert)| cert.is_ca() && cert.issuer() == cert.subject())
+}

@@ -1,0 +1,136 @@
+//! Path templates: literal segments, `{name}` for one segment, `**` at the end for zero or more.
+
+use std::collections::BTreeMap;
+
+/// Why a template is refused.
+#[derive(Clone, Debug, Eq, PartialEq, thiserror::Error)]
+pub enum TemplateError {
+    #[error("a path template begins with a slash")]
+    NoSlash,
+    #[error("`**` stands only as the last segment")]
+    Rest,
+    #[error("a parameter is a whole segment, `{{name}}`, of letters, digits and `_`, and occurs once")]
+    Parameter,
+}
+
+#[derive(Clone, Debug, Eq, PartialEq)]
+enum Segment {
+    Literal(String),
+    Parameter(String),
+    Rest,
+}
+
+/// A parsed template.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct Template {
+    segments: Vec<Segment>,
+}
+
+impl Template {
+    /// Reads a template.
+    pub fn parse(text: &str) -> Result<Self, TemplateError> {
+        let body = text.strip_prefix('/').ok_or(TemplateError::NoSlash)?;
+        let segments: Vec<Segment> = body.split('/').map(segment).collect::<Result<_, _>>()?;
+        let rest = segments.iter().position(|s| *s == Segment::Rest);
+        if rest.is_some_and(|at| at + 1 != segments.len()) {
+            return Err(TemplateError::Rest);
+        }
+        let template = Self { segments };
+        let mut names: Vec<_> = template.parameters().collect();
+        names.sort_unstable();
+        names.dedup();
+        if names.len() != template.parameters().count() {
+            return Err(TemplateError::Parameter);
+        }
+        Ok(template)
+    }
+
+    /// The names of its parameters, in order.
+    pub fn parameters(&self) -> impl Iterator<Item = &str> {
+        self.segments.iter().filter_map(|s| match s {
+            Segment::Parameter(name) => Some(name.as_str()),
+            _ => None,
+        })
+    }
+
+    /// The parameters' values if `path` fits.
+    pub fn matches(&self, path: &str) -> Option<BTreeMap<String, String>> {
+        let mut found = BTreeMap::new();
+        let mut parts = path.strip_prefix('/')?.split('/');
+        for segment in &self.segments {
+            match segment {
+                Segment::Rest => return Some(found),
+                Segment::Literal(text) => (parts.next()? == text).then_some(())?,
+                Segment::Parameter(name) => {
+                    let value = parts.next().filter(|v| !v.is_empty())?;
+                    found.insert(name.clone(), value.to_owned());
+                }
+            }
+        }
+        parts.next().is_none().then_some(found)
+    }
+
+    /// How specific it is: literal segments first, then length. Equal values at one path are a tie.
+    pub fn rank(&self) -> (usize, usize, bool) {
+        let literals = self.segments.iter().filter(|s| matches!(s, Segment::Literal(_))).count();
+        let open = self.segments.last() == Some(&Segment::Rest);
+        (literals, self.segments.len() - usize::from(open), !open)
+    }
+
+    /// Fills parameters in; a name without a value stays as written, which configuration checks exclude.
+    pub fn fill(&self, values: &BTreeMap<String, String>) -> String {
+        let mut out = String::new();
+        for segment in &self.segments {
+            out.push('/');
+            match segment {
+                Segment::Literal(text) => out.push_str(text),
+                Segment::Parameter(name) => out.push_str(values.get(name).map_or("", String::as_str)),
+                Segment::Rest => out.push_str("**"),
+            }
+        }
+        out
+    }
+}
+
+fn segment(text: &str) -> Result<Segment, TemplateError> {
+    if text == "**" {
+        return Ok(Segment::Rest);
+    }
+    if let Some(name) = text.strip_prefix('{').and_then(|t| t.strip_suffix('}')) {
+        let legal = !name.is_empty() && name.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'_');
+        return legal.then(|| Segment::Parameter(name.to_owned())).ok_or(TemplateError::Parameter);
+    }
+    if text.contains(['{', '}', '*']) {
+        return Err(TemplateError::Parameter);
+    }
+    Ok(Segment::Literal(text.to_owned()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn hit(template: &str, path: &str) -> Option<String> {
+        let found = Template::parse(template).expect(template).matches(path)?;
+        Some(found.into_iter().map(|(k, v)| format!("{k}={v}")).collect::<Vec<_>>().join(","))
+    }
+
+    #[test]
+    fn templates_match_whole_segments() {
+        assert_eq!(hit("/v1/runs/{run}/nodes/{node}", "/v1/runs/r1/nodes/n7").as_deref(), Some("node=n7,run=r1"));
+        assert_eq!(hit("/v1/**", "/v1").as_deref(), Some(""));
+        assert_eq!(hit("/v1/**", "/v1/a/b").as_deref(), Some(""));
+        for (template, path) in
+            [("/v1/**", "/v10"), ("/a/{b}", "/a/"), ("/a/{b}", "/a"), ("/a", "/a/"), ("/a/{b}", "/a/b/c")]
+        {
+            assert_eq!(hit(template, path), None, "{template} {path}");
+        }
+    }
+
+    #[test]
+    fn malformed_templates_are_refused() {
+        for bad in ["v1", "/**/a", "/{}", "/{a}b", "/a*", "/{a}/{a}", "/{a b}"] {
+            assert!(Template::parse(bad).is_err(), "{bad}");
+        }
+    }
+}

@@ -1,0 +1,46 @@
+//! Registration entries and people.
+
+use async_trait::async_trait;
+
+use crate::domain::people::{Entry, Person};
+use crate::domain::spiffe_id::SpiffeId;
+use crate::store::Unavailable;
+
+/// Why a change is refused.
+#[derive(Clone, Debug, thiserror::Error)]
+pub enum ChangeError {
+    #[error("{0} exists already")]
+    Exists(String),
+    #[error(transparent)]
+    Unavailable(#[from] Unavailable),
+}
+
+/// Registration entries. `get` answers from memory, kept current by each change.
+#[async_trait]
+pub trait Entries: Send + Sync {
+    /// The entry of an identity.
+    fn get(&self, spiffe_id: &SpiffeId) -> Option<Entry>;
+    /// All entries, by identity.
+    fn list(&self) -> Vec<Entry>;
+    /// Adds an entry; an existing one is not touched.
+    async fn create(&self, entry: &Entry) -> Result<(), ChangeError>;
+    /// Adds or replaces an entry.
+    async fn put(&self, entry: &Entry) -> Result<(), Unavailable>;
+    /// Removes an entry; false if there was none.
+    async fn delete(&self, spiffe_id: &SpiffeId) -> Result<bool, Unavailable>;
+}
+
+/// People. Reads answer from memory, kept current by each change.
+#[async_trait]
+pub trait People: Send + Sync {
+    /// By the last segment of the certificate.
+    fn by_name(&self, name: &str) -> Option<Person>;
+    /// By `issuer#subject`.
+    fn by_id(&self, id: &str) -> Option<Person>;
+    /// All people, by id.
+    fn list(&self) -> Vec<Person>;
+    /// Adds a person; id and name are unique.
+    async fn create(&self, person: &Person) -> Result<(), ChangeError>;
+    /// Removes a person; false if there was none.
+    async fn delete(&self, id: &str) -> Result<bool, Unavailable>;
+}

@@ -1,0 +1,39 @@
+//! The public halves of the service's keys, where replicas and planes find each other's.
+
+use async_trait::async_trait;
+use serde_json::Value;
+
+use crate::domain::time::Timestamp;
+use crate::store::Unavailable;
+
+/// What a key is for. One key, one use.
+#[derive(Clone, Copy, Debug, Eq, Hash, PartialEq, strum::Display, strum::EnumString)]
+#[strum(serialize_all = "snake_case")]
+pub enum KeyUse {
+    /// Signs access tokens.
+    AccessToken,
+    /// Signs transaction tokens.
+    TxnToken,
+}
+
+/// One public key.
+#[derive(Clone, Debug, PartialEq)]
+pub struct PublishedKey {
+    /// Its `kid`.
+    pub kid: String,
+    /// What it is for.
+    pub key_use: KeyUse,
+    /// Required members of the JWK.
+    pub jwk: Value,
+    /// Until when something it signed may live.
+    pub until: Timestamp,
+}
+
+/// Public keys in force. `list` answers from memory, kept current by each change.
+#[async_trait]
+pub trait PublicKeys: Send + Sync {
+    /// Publishes a key, before anything is signed with it.
+    async fn publish(&self, key: &PublishedKey) -> Result<(), Unavailable>;
+    /// Keys of one use whose `until` lies ahead.
+    fn list(&self, key_use: KeyUse, now: Timestamp) -> Vec<PublishedKey>;
+}

@@ -1,0 +1,69 @@
+//! What the service remembers: few traits, each an operation with its promise, and the handle that carries them.
+
+pub mod approvals;
+pub mod clock;
+pub mod entries;
+pub mod entropy;
+pub mod evidence;
+pub mod issued;
+pub mod join_tokens;
+pub mod keys;
+pub mod redis;
+pub mod replay;
+pub mod revocations;
+pub mod sql;
+
+#[cfg(test)]
+mod contract;
+
+use std::sync::Arc;
+
+use crate::domain::time::Clock;
+
+/// A store could not answer. The outcome is unknown: refuse, and let the caller try again.
+#[derive(Clone, Debug, thiserror::Error)]
+#[error("{part} is not available: {cause}")]
+pub struct Unavailable {
+    /// Which store.
+    pub part: &'static str,
+    /// What it said; for the log alone.
+    pub cause: String,
+}
+
+impl Unavailable {
+    /// Names the store and keeps its error's text.
+    pub fn new(part: &'static str, cause: impl std::fmt::Display) -> Self {
+        Self { part, cause: cause.to_string() }
+    }
+}
+
+impl From<Unavailable> for crate::domain::refusal::Refusal {
+    fn from(e: Unavailable) -> Self {
+        Self::unavailable(e.part, e.cause)
+    }
+}
+
+/// Everything that planes share. Cloning is cheap.
+#[derive(Clone)]
+pub struct Stores {
+    /// The time.
+    pub clock: Arc<dyn Clock>,
+    /// Spent proofs.
+    pub replay: Arc<dyn replay::ReplayGuard>,
+    /// One-time enrolment.
+    pub join_tokens: Arc<dyn join_tokens::JoinTokens>,
+    /// Registration entries.
+    pub entries: Arc<dyn entries::Entries>,
+    /// People.
+    pub people: Arc<dyn entries::People>,
+    /// Certificates issued.
+    pub issued: Arc<dyn issued::Issued>,
+    /// Requests that wait for people.
+    pub approvals: Arc<dyn approvals::Approvals>,
+    /// What is stopped.
+    pub revocations: Arc<dyn revocations::Revocations>,
+    /// Public halves of the service's keys.
+    pub keys: Arc<dyn keys::PublicKeys>,
+    /// The evidence log.
+    pub evidence: Arc<dyn evidence::EvidenceLog>,
+}

@@ -1,0 +1,93 @@
+//! The ledger in SQL. SQLite, in WAL mode with `synchronous=FULL`, serves one replica.
+
+mod approvals;
+mod enrolment;
+mod registry;
+mod stops;
+
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::sync::{Arc, PoisonError, RwLock};
+use std::time::Duration;
+
+use sqlx::SqlitePool;
+use sqlx::sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePoolOptions, SqliteSynchronous};
+use tokio::sync::watch;
+
+use crate::domain::people::{Entry, Person};
+use crate::domain::revocation::RevocationSet;
+use crate::domain::time::Timestamp;
+use crate::store::Unavailable;
+use crate::store::keys::PublishedKey;
+
+const PART: &str = "the ledger";
+
+/// Rows that every request reads, held in memory and replaced after each change.
+#[derive(Default)]
+struct Held {
+    entries: BTreeMap<String, Entry>,
+    people: BTreeMap<String, Person>,
+    keys: Vec<PublishedKey>,
+}
+
+/// The ledger of a single replica.
+pub struct SqliteLedger {
+    pool: SqlitePool,
+    held: RwLock<Held>,
+    revoked: watch::Sender<Arc<RevocationSet>>,
+    approval_changes: watch::Sender<u64>,
+}
+
+impl SqliteLedger {
+    /// Opens or creates the ledger file and reads what is held in memory.
+    pub async fn open(file: &Path) -> Result<Self, Unavailable> {
+        let options = SqliteConnectOptions::new()
+            .filename(file)
+            .create_if_missing(true)
+            .journal_mode(SqliteJournalMode::Wal)
+            .synchronous(SqliteSynchronous::Full)
+            .busy_timeout(Duration::from_secs(5));
+        let pool = SqlitePoolOptions::new().max_connections(4).connect_with(options).await.map_err(away)?;
+        sqlx::raw_sql(include_str!("schema.sql")).execute(&pool).await.map_err(away)?;
+        let ledger = Self {
+            pool,
+            held: RwLock::default(),
+            revoked: watch::channel(Arc::default()).0,
+            approval_changes: watch::channel(0).0,
+        };
+        ledger.read_entries().await?;
+        ledger.read_people().await?;
+        ledger.read_keys().await?;
+        ledger.read_revocations().await?;
+        Ok(ledger)
+    }
+
+    fn held(&self) -> std::sync::RwLockReadGuard<'_, Held> {
+        self.held.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn replace(&self, change: impl FnOnce(&mut Held)) {
+        change(&mut self.held.write().unwrap_or_else(PoisonError::into_inner));
+    }
+
+    /// Finishes writing and closes the file.
+    pub async fn close(&self) {
+        self.pool.close().await;
+    }
+}
+
+fn away(error: sqlx::Error) -> Unavailable {
+    Unavailable::new(PART, error)
+}
+
+fn corrupt(what: impl std::fmt::Display) -> Unavailable {
+    Unavailable::new(PART, format!("a row cannot be read: {what}"))
+}
+
+fn to_sql(at: Timestamp) -> i64 {
+    i64::try_from(at.millis()).unwrap_or(i64::MAX)
+}
+
+fn from_sql(at: i64) -> Timestamp {
+    Timestamp::from_millis(u64::try_from(at).unwrap_or(0))
+}

@@ -1,0 +1,86 @@
+//! Revocations.
+
+use std::sync::Arc;
+
+use async_trait::async_trait;
+use sqlx::Row as _;
+use sqlx::sqlite::SqliteRow;
+use tokio::sync::watch;
+
+use crate::domain::revocation::{Revocation, RevocationSet};
+use crate::domain::time::Timestamp;
+use crate::store::Unavailable;
+use crate::store::revocations::{NewRevocation, Revocations};
+use crate::store::sql::{SqliteLedger, away, corrupt, from_sql, to_sql};
+
+impl SqliteLedger {
+    pub(super) async fn read_revocations(&self) -> Result<(), Unavailable> {
+        let rows = Revocations::list(self).await?;
+        let head: i64 = sqlx::query_scalar("SELECT COALESCE(MAX(id), 0) FROM revocation")
+            .fetch_one(&self.pool)
+            .await
+            .map_err(away)?;
+        self.revoked.send_replace(Arc::new(RevocationSet::new(head, &rows)));
+        Ok(())
+    }
+}
+
+#[async_trait]
+impl Revocations for SqliteLedger {
+    async fn add(&self, new: &NewRevocation, now: Timestamp) -> Result<Revocation, Unavailable> {
+        let row = sqlx::query(
+            "INSERT INTO revocation (kind, value, reason, by, at, until) VALUES (?, ?, ?, ?, ?, ?) RETURNING id, kind, value, reason, by, at, until",
+        )
+        .bind(new.kind.to_string())
+        .bind(&new.value)
+        .bind(&new.reason)
+        .bind(&new.by)
+        .bind(to_sql(now))
+        .bind(new.until.map(to_sql))
+        .fetch_one(&self.pool)
+        .await
+        .map_err(away)?;
+        self.read_revocations().await?;
+        revocation(&row)
+    }
+
+    async fn lift(&self, id: i64, by: &str, now: Timestamp) -> Result<Option<Revocation>, Unavailable> {
+        let row = sqlx::query(
+            "UPDATE revocation SET lifted_at = ?, lifted_by = ? WHERE id = ? AND lifted_at IS NULL RETURNING id, kind, value, reason, by, at, until",
+        )
+        .bind(to_sql(now))
+        .bind(by)
+        .bind(id)
+        .fetch_optional(&self.pool)
+        .await
+        .map_err(away)?;
+        self.read_revocations().await?;
+        row.map(|r| revocation(&r)).transpose()
+    }
+
+    async fn list(&self) -> Result<Vec<Revocation>, Unavailable> {
+        let rows = sqlx::query(
+            "SELECT id, kind, value, reason, by, at, until FROM revocation WHERE lifted_at IS NULL ORDER BY id",
+        )
+        .fetch_all(&self.pool)
+        .await
+        .map_err(away)?;
+        rows.iter().map(revocation).collect()
+    }
+
+    fn watch(&self) -> watch::Receiver<Arc<RevocationSet>> {
+        self.revoked.subscribe()
+    }
+}
+
+fn revocation(row: &SqliteRow) -> Result<Revocation, Unavailable> {
+    Ok(Revocation {
+        id: row.get("id"),
+        kind: row.get::<String, _>("kind").parse().map_err(corrupt)?,
+        value: row.get("value"),
+        reason: row.get("reason"),
+        by: row.get("by"),
+        at: from_sql(row.get("at")),
+        until: row.get::<Option<i64>, _>("until").map(from_sql),
+    })
+}
