@@ -7,4 +7,14 @@ pub mod domain;
 pub mod protocol;
 
 #[cfg(feature = "full")]
+pub mod evidence;
+#[cfg(feature = "full")]
+pub mod gateway;
+#[cfg(feature = "full")]
+pub mod identity;
+#[cfg(feature = "full")]
+pub mod net;
+#[cfg(feature = "full")]
 pub mod store;
+#[cfg(feature = "full")]
+pub mod token;

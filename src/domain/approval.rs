@@ -4,6 +4,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::domain::digest::Sha256;
 use crate::domain::key::Jkt;
+use crate::domain::people::{Person, Role};
 use crate::domain::spiffe_id::SpiffeId;
 use crate::domain::time::Timestamp;
 
@@ -118,6 +119,31 @@ pub struct Shown {
     pub content_type: Option<String>,
     /// The body, masked as the approver may see it.
     pub body: String,
+}
+
+/// Why a person may not decide an approval.
+#[derive(Clone, Copy, Debug, Eq, PartialEq, strum::VariantArray, thiserror::Error)]
+pub enum Ineligible {
+    #[error("this person does not hold the role approver")]
+    Role,
+    #[error("this person is not in the group whose approval the rule asks for")]
+    Group,
+    #[error("this person answers for the requester, and nobody approves their own workload's request")]
+    Answerable,
+}
+
+/// Whether a person may decide an approval: checked when deciding and again when it is consumed.
+pub fn may_approve(person: &Person, approval: &Approval) -> Result<(), Ineligible> {
+    if !person.has(Role::Approver) {
+        return Err(Ineligible::Role);
+    }
+    if !person.groups.contains(&approval.group) {
+        return Err(Ineligible::Group);
+    }
+    if approval.answerable.contains(&person.id) {
+        return Err(Ineligible::Answerable);
+    }
+    Ok(())
 }
 
 #[cfg(test)]

@@ -72,8 +72,6 @@ pub enum Event {
     Lifted { id: i64, by: Sha256 },
     /// A registration entry or a person was changed.
     Registration { what: String, action: String, value: Sha256, by: Sha256 },
-    /// An administrator looked at or took out evidence.
-    Access { what: String, by: Sha256 },
 }
 
 /// See [`Event::Issuance`].

@@ -8,6 +8,8 @@ pub mod intent;
 pub mod key;
 pub mod leaf;
 pub mod people;
+pub mod proof;
+pub mod recording;
 pub mod refusal;
 pub mod revocation;
 pub mod secret;

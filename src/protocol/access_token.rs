@@ -8,7 +8,7 @@ use crate::domain::spiffe_id::SpiffeId;
 use crate::domain::time::Timestamp;
 use crate::protocol::claims::{numeric_date, text};
 use crate::protocol::jwk::{Algorithm, PublicKey};
-use crate::protocol::jws::{self, Compact, JwsError, Signer};
+use crate::protocol::jws::{self, Compact, JwsError, SigningKey};
 
 /// `typ` of an access token (RFC 9068 §2.1).
 pub const TYP: &str = "at+jwt";
@@ -62,7 +62,7 @@ pub struct Claims {
 
 impl Claims {
     /// Signs the claims into a token.
-    pub fn sign(&self, kid: &str, signer: &dyn Signer) -> String {
+    pub fn sign(&self, kid: &str, signer: &SigningKey) -> String {
         let header = json!({"typ": TYP, "alg": "ES256", "kid": kid});
         let mut cnf = json!({"jkt": self.jkt});
         if let Some(x5t) = self.x5t_s256 {

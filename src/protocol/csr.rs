@@ -21,17 +21,8 @@ pub enum CsrError {
     Signature,
 }
 
-/// The key of a CSR that proved possession of it.
-#[derive(Clone, Debug)]
-pub struct ProvedKey {
-    /// The key.
-    pub key: PublicKey,
-    /// Its SubjectPublicKeyInfo, DER.
-    pub spki: Vec<u8>,
-}
-
-/// Reads a CSR and verifies its self-signature.
-pub fn verify(der: &[u8]) -> Result<ProvedKey, CsrError> {
+/// Reads a CSR, verifies its self-signature, and gives the key that made it.
+pub fn verify(der: &[u8]) -> Result<PublicKey, CsrError> {
     if der.len() > MAX_CSR {
         return Err(CsrError::Form);
     }
@@ -40,8 +31,7 @@ pub fn verify(der: &[u8]) -> Result<ProvedKey, CsrError> {
         return Err(CsrError::Form);
     }
     let info = &csr.certification_request_info;
-    let spki = info.subject_pki.raw.to_vec();
-    let key = PublicKey::from_spki(&spki).map_err(|_| CsrError::Key)?;
+    let key = PublicKey::from_spki(info.subject_pki.raw).map_err(|_| CsrError::Key)?;
     let oid = csr.signature_algorithm.algorithm.to_id_string();
     let message = info.raw;
     let signature = csr.signature_value.data.as_ref();
@@ -52,7 +42,7 @@ pub fn verify(der: &[u8]) -> Result<ProvedKey, CsrError> {
         (Algorithm::Ed25519, "1.3.101.112") => key.verifies(message, signature),
         _ => return Err(CsrError::Algorithm),
     };
-    if holds { Ok(ProvedKey { key, spki }) } else { Err(CsrError::Signature) }
+    if holds { Ok(key) } else { Err(CsrError::Signature) }
 }
 
 /// ECDSA-Sig-Value (RFC 3279 §2.2.3) to r‖s of 32 bytes each.

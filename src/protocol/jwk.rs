@@ -121,6 +121,11 @@ impl PublicKey {
         self.algorithm
     }
 
+    /// The key's bits: an uncompressed point, or 32 bytes.
+    pub fn raw(&self) -> &[u8] {
+        &self.bytes
+    }
+
     /// RFC 7638 thumbprint over the required members.
     pub const fn jkt(&self) -> Jkt {
         self.jkt

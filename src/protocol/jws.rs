@@ -79,20 +79,30 @@ pub fn check_header(header: &Map<String, Value>, typ: &str) -> Result<Algorithm,
     text("alg").and_then(Algorithm::from_name).ok_or(JwsError::Algorithm)
 }
 
-/// Something that signs ES256. Entropy is its own business.
-pub trait Signer: Send + Sync {
-    /// r‖s over `message`.
-    fn sign(&self, message: &[u8]) -> Vec<u8>;
+/// A key that signs ES256. Its entropy is its maker's business, so this module stays pure.
+pub struct SigningKey {
+    public: PublicKey,
+    sign: Box<dyn Fn(&[u8]) -> Vec<u8> + Send + Sync>,
+}
+
+impl SigningKey {
+    /// From the public half and a function that gives r‖s over a message.
+    pub fn new(public: PublicKey, sign: impl Fn(&[u8]) -> Vec<u8> + Send + Sync + 'static) -> Self {
+        Self { public, sign: Box::new(sign) }
+    }
+
     /// The public half.
-    fn public(&self) -> &PublicKey;
+    pub const fn public(&self) -> &PublicKey {
+        &self.public
+    }
 }
 
 /// Signs `header` and `payload` into a compact JWS.
-pub fn sign(header: &Value, payload: &Value, signer: &dyn Signer) -> String {
+pub fn sign(header: &Value, payload: &Value, key: &SigningKey) -> String {
     let mut text = B64.encode(header.to_string());
     text.push('.');
     B64.encode_string(payload.to_string(), &mut text);
-    let signature = signer.sign(text.as_bytes());
+    let signature = (key.sign)(text.as_bytes());
     text.push('.');
     B64.encode_string(signature, &mut text);
     text

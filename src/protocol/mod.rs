@@ -9,6 +9,7 @@ pub mod checkpoint;
 pub mod claims;
 pub mod csr;
 pub mod dpop;
+pub mod form;
 pub mod htu;
 pub mod json;
 pub mod jwk;

@@ -9,40 +9,13 @@ use aws_lc_rs::hmac;
 use base64::Engine as _;
 use base64::prelude::BASE64_URL_SAFE_NO_PAD as B64;
 
+use crate::domain::proof::{Epoch, Role};
 use crate::domain::time::Timestamp;
 
 /// How long one nonce key step lasts; a nonce of the two steps before is accepted too.
 const STEP: Duration = Duration::from_secs(60);
 const STEPS_BACK: u64 = 2;
 const BODY: usize = 1 + 8 + 8 + 12;
-
-/// Who asks for the proof. A nonce of one role is nothing to the other.
-#[derive(Clone, Copy, Debug, Eq, Hash, PartialEq)]
-pub enum Role {
-    /// The token service.
-    Token,
-    /// The gateway.
-    Gateway,
-}
-
-impl Role {
-    /// One byte, part of each nonce and of each spent proof's identifier.
-    pub const fn byte(self) -> u8 {
-        match self {
-            Self::Token => b'T',
-            Self::Gateway => b'G',
-        }
-    }
-}
-
-/// What the replay store remembers and since when.
-#[derive(Clone, Copy, Debug, Eq, PartialEq)]
-pub struct Epoch {
-    /// Random name of the unbroken stretch.
-    pub id: [u8; 8],
-    /// Everything spent after this moment is remembered.
-    pub since: Timestamp,
-}
 
 /// How long after `at` a proof with a nonce made then may still pass.
 pub const NONCE_LIFE: Duration = Duration::from_secs(60 * (STEPS_BACK + 1));

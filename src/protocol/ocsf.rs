@@ -125,7 +125,6 @@ fn read(leaf: &Leaf, trust_domain: &str) -> Reading {
         Event::Revoked { .. } => api("revoke", own("identity"), Some(true)),
         Event::Lifted { .. } => api("lift revocation", own("identity"), Some(true)),
         Event::Registration { what, action, .. } => api(&format!("{action} {what}"), own("identity"), Some(true)),
-        Event::Access { what, .. } => api(what, own("gateway"), Some(true)),
         Event::Authority { role, .. } => api(&format!("authority {role}"), own("identity"), Some(true)),
         Event::RefusalsSummarised { .. } => api("refusals summarised", own("gateway"), Some(false)),
         Event::Started { .. } => api("started", own("gateway"), None),

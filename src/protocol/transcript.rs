@@ -2,40 +2,13 @@
 
 use serde::{Deserialize, Serialize};
 
+use crate::domain::recording::FrameKind;
+
 /// First bytes of every recording.
 pub const MAGIC: &[u8] = b"popgate-recording-1\n";
 const HEADER: usize = 1 + 4 + 4;
 /// Longest payload of one frame; longer chunks are cut.
 pub const MAX_PAYLOAD: usize = 1 << 20;
-
-/// What a frame holds.
-#[derive(Clone, Copy, Debug, Eq, PartialEq)]
-#[repr(u8)]
-pub enum FrameKind {
-    /// Request line and headers, as JSON ([`Head`]).
-    RequestHead = 1,
-    /// A piece of the request's body, after the route's record mask.
-    RequestBody = 2,
-    /// Status and headers, as JSON ([`Head`]).
-    ResponseHead = 3,
-    /// A piece of the response's body as the client saw it.
-    ResponseBody = 4,
-    /// The exchange ended; the payload says how.
-    End = 5,
-}
-
-impl FrameKind {
-    const fn from_byte(byte: u8) -> Option<Self> {
-        match byte {
-            1 => Some(Self::RequestHead),
-            2 => Some(Self::RequestBody),
-            3 => Some(Self::ResponseHead),
-            4 => Some(Self::ResponseBody),
-            5 => Some(Self::End),
-            _ => None,
-        }
-    }
-}
 
 /// Start line and headers of one direction.
 #[derive(Clone, Debug, Eq, PartialEq, Serialize, Deserialize)]

@@ -10,7 +10,7 @@ use crate::domain::spiffe_id::SpiffeId;
 use crate::domain::time::Timestamp;
 use crate::protocol::claims::{numeric_date, text};
 use crate::protocol::jwk::PublicKey;
-use crate::protocol::jws::{self, Compact, Signer};
+use crate::protocol::jws::{self, Compact, SigningKey};
 
 /// `typ` of a transaction token.
 pub const TYP: &str = "txntoken+jwt";
@@ -70,7 +70,7 @@ pub fn sign(
     workload: &SpiffeId,
     context: &Context,
     now: Timestamp,
-    signer: &dyn Signer,
+    signer: &SigningKey,
 ) -> String {
     let header = json!({"typ": TYP, "alg": "ES256", "kid": signer.public().jkt()});
     let payload = json!({

@@ -5,9 +5,8 @@ use std::time::Duration;
 
 use crate::domain::digest::Sha256;
 use crate::domain::key::Jkt;
+use crate::domain::proof::{Epoch, ProofId, Role};
 use crate::domain::time::{Clock, Timestamp};
-use crate::protocol::dpop::ProofId;
-use crate::protocol::nonce::Role;
 use crate::store::clock::SystemClock;
 use crate::store::replay::{MemoryReplayGuard, ReplayGuard, Spend};
 
@@ -36,7 +35,7 @@ async fn replay_contract(guard: Arc<dyn ReplayGuard>) {
         first += u32::from(attempt.await.expect("runs") == Spend::First);
     }
     assert_eq!(first, 1, "of 64 at once exactly one");
-    let older = crate::protocol::nonce::Epoch { id: [0; 8], since: Timestamp::ZERO };
+    let older = Epoch { id: [0; 8], since: Timestamp::ZERO };
     assert_eq!(
         guard.spend(&id(1, "c"), soon(), &older).await.expect("answers"),
         Spend::Broken,

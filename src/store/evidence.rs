@@ -4,7 +4,7 @@ use async_trait::async_trait;
 
 use crate::domain::digest::Sha256;
 use crate::domain::leaf::Staged;
-use crate::protocol::transcript::FrameKind;
+use crate::domain::recording::FrameKind;
 use crate::store::Unavailable;
 
 /// The log.

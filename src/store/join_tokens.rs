@@ -30,6 +30,8 @@ pub enum JoinSpend {
 pub trait JoinTokens: Send + Sync {
     /// Registers a token for one identity.
     async fn create(&self, digest: Sha256, spiffe_id: &SpiffeId, expires_at: Timestamp) -> Result<(), Unavailable>;
+    /// Whom a token enrols, spent or not; decides nothing.
+    async fn identity(&self, digest: Sha256) -> Result<Option<SpiffeId>, Unavailable>;
     /// Spends a token for the CSR with this digest.
     async fn spend(&self, digest: Sha256, csr: Sha256, now: Timestamp) -> Result<JoinSpend, Unavailable>;
 }

@@ -9,10 +9,9 @@ use std::time::Duration;
 use async_trait::async_trait;
 use redis::aio::{ConnectionManager, ConnectionManagerConfig};
 
+use crate::domain::proof::{Epoch, ProofId};
 use crate::domain::spiffe_id::TrustDomain;
 use crate::domain::time::Timestamp;
-use crate::protocol::dpop::ProofId;
-use crate::protocol::nonce::Epoch;
 use crate::store::replay::{ReplayGuard, Spend};
 use crate::store::{Unavailable, entropy};
 

@@ -6,9 +6,8 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 
+use crate::domain::proof::{Epoch, ProofId};
 use crate::domain::time::{Clock, Timestamp};
-use crate::protocol::dpop::ProofId;
-use crate::protocol::nonce::Epoch;
 use crate::store::{Unavailable, entropy};
 
 /// What became of a claim.

@@ -26,6 +26,11 @@ impl JoinTokens for SqliteLedger {
             .map_err(away)
     }
 
+    async fn identity(&self, digest: Sha256) -> Result<Option<SpiffeId>, Unavailable> {
+        let query = sqlx::query("SELECT spiffe_id FROM join_token WHERE digest = ?").bind(digest.to_string());
+        query.fetch_optional(&self.pool).await.map_err(away)?.map(|row| identity(&row)).transpose()
+    }
+
     async fn spend(&self, digest: Sha256, csr: Sha256, now: Timestamp) -> Result<JoinSpend, Unavailable> {
         let spent = sqlx::query(
             "UPDATE join_token SET spent_at = ?1, spent_csr = ?2 WHERE digest = ?3 AND spent_at IS NULL AND expires_at > ?1 RETURNING spiffe_id",

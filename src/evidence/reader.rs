@@ -1,0 +1,139 @@
+//! Reads a log from its files: bundles, openings, and what is staged behind the checkpoint.
+
+use std::collections::BTreeMap;
+use std::fs;
+
+use serde::Deserialize;
+
+use crate::domain::digest::Opening;
+use crate::domain::leaf::Leaf;
+use crate::evidence::EvidenceError;
+use crate::evidence::files::EvidenceDir;
+use crate::evidence::stage;
+use crate::protocol::checkpoint::Checkpoint;
+use crate::protocol::tile::{WIDTH, entries_path, split_entries, width_at};
+
+/// One entry as it was read.
+#[derive(Clone, Debug)]
+pub struct ReadEntry {
+    /// Index in the log.
+    pub index: u64,
+    /// Canonical bytes.
+    pub bytes: Vec<u8>,
+    /// What they say.
+    pub leaf: Leaf,
+    /// Openings that are still there.
+    pub openings: BTreeMap<String, Opening>,
+}
+
+/// A log's files.
+#[derive(Clone, Debug)]
+pub struct LogReader {
+    dir: EvidenceDir,
+}
+
+#[derive(Deserialize)]
+struct OpeningLine {
+    index: u64,
+    openings: BTreeMap<String, Opening>,
+}
+
+impl LogReader {
+    /// A reader over a directory.
+    pub const fn new(dir: EvidenceDir) -> Self {
+        Self { dir }
+    }
+
+    /// The directory.
+    pub const fn dir(&self) -> &EvidenceDir {
+        &self.dir
+    }
+
+    /// The published note.
+    pub fn checkpoint_note(&self) -> Result<String, EvidenceError> {
+        let path = self.dir.checkpoint();
+        fs::read_to_string(&path).map_err(EvidenceError::io("read", &path))
+    }
+
+    /// The published checkpoint, unverified.
+    pub fn checkpoint(&self) -> Result<Checkpoint, EvidenceError> {
+        let what = |e: crate::protocol::checkpoint::CheckpointError| EvidenceError::Damaged {
+            path: self.dir.checkpoint(),
+            what: e.to_string(),
+        };
+        Checkpoint::parse(&self.checkpoint_note()?).map_err(what)
+    }
+
+    /// The raw entries of one bundle in a tree of `size`.
+    pub fn bundle(&self, index: u64, size: u64) -> Result<Vec<Vec<u8>>, EvidenceError> {
+        let width = width_at(index, size);
+        let full = self.dir.root().join(entries_path(index, WIDTH));
+        let path = if full.exists() { full } else { self.dir.root().join(entries_path(index, width)) };
+        let bytes = fs::read(&path).map_err(EvidenceError::io("read", &path))?;
+        let entries = split_entries(&bytes).ok_or_else(|| EvidenceError::Damaged {
+            path: path.clone(),
+            what: "its entry lengths do not add up".into(),
+        })?;
+        if (entries.len() as u64) < width {
+            let what =
+                format!("it has {} entries where the checkpoint counts {width}: a record was removed", entries.len());
+            return Err(EvidenceError::Damaged { path, what });
+        }
+        let width = usize::try_from(width).unwrap_or(usize::MAX);
+        Ok(entries.into_iter().take(width).map(<[u8]>::to_vec).collect())
+    }
+
+    /// Openings of one bundle, by index.
+    pub fn openings(&self, bundle: u64) -> BTreeMap<u64, BTreeMap<String, Opening>> {
+        let text = fs::read_to_string(self.dir.openings(bundle)).unwrap_or_default();
+        let lines = text.lines().filter_map(|l| serde_json::from_str::<OpeningLine>(l).ok());
+        lines.map(|l| (l.index, l.openings)).collect()
+    }
+
+    /// All entries from `from` on, published and staged, in order.
+    pub fn entries(&self, from: u64) -> Result<Vec<ReadEntry>, EvidenceError> {
+        let size = if self.dir.checkpoint().exists() { self.checkpoint()?.size } else { 0 };
+        let mut found = Vec::new();
+        for bundle in from / WIDTH..size.div_ceil(WIDTH) {
+            let mut openings = self.openings(bundle);
+            for (offset, bytes) in self.bundle(bundle, size)?.into_iter().enumerate() {
+                let index = bundle * WIDTH + offset as u64;
+                if index >= from {
+                    let openings = openings.remove(&index).unwrap_or_default();
+                    found.push(self.entry(index, bytes, openings)?);
+                }
+            }
+        }
+        for staged in self.staged(size.max(from)) {
+            found.push(self.entry(staged.index, staged.entry, staged.openings)?);
+        }
+        Ok(found)
+    }
+
+    /// Entries that are durable and behind the checkpoint.
+    pub fn staged(&self, from: u64) -> Vec<stage::StagedEntry> {
+        let bytes = fs::read(self.dir.stage()).unwrap_or_default();
+        let mut next = from;
+        let mut found = Vec::new();
+        for entry in stage::decode(&bytes).0 {
+            if entry.index == next {
+                next += 1;
+                found.push(entry);
+            }
+        }
+        found
+    }
+
+    fn entry(
+        &self,
+        index: u64,
+        bytes: Vec<u8>,
+        openings: BTreeMap<String, Opening>,
+    ) -> Result<ReadEntry, EvidenceError> {
+        let leaf = serde_json::from_slice(&bytes).map_err(|e| EvidenceError::Damaged {
+            path: self.dir.root().to_owned(),
+            what: format!("entry {index} is not a leaf of ours: {e}"),
+        })?;
+        Ok(ReadEntry { index, bytes, leaf, openings })
+    }
+}

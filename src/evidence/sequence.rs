@@ -1,0 +1,351 @@
+//! The sequencer: one writer, many waiters, one sync for a batch; checkpoints follow on a timer.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, TrySendError, sync_channel};
+use std::time::Duration;
+
+use async_trait::async_trait;
+use aws_lc_rs::signature::{Ed25519KeyPair, KeyPair as _};
+use tokio::sync::oneshot;
+
+use crate::domain::leaf::{Event, Leaf, Staged};
+use crate::domain::time::{Clock, Timestamp};
+use crate::evidence::EvidenceError;
+use crate::evidence::files::EvidenceDir;
+use crate::evidence::reader::LogReader;
+use crate::evidence::recording::Recorder;
+use crate::evidence::stage::{Stage, StagedEntry};
+use crate::evidence::tiles::TileWriter;
+use crate::net::files;
+use crate::protocol::checkpoint::{Checkpoint, Vkey};
+use crate::protocol::tile::{MAX_ENTRY, WIDTH};
+use crate::store::evidence::{EvidenceLog, Recording};
+use crate::store::{Unavailable, entropy};
+
+const PART: &str = "the evidence log";
+const QUEUE: usize = 16_384;
+const BATCH: usize = 1024;
+const PUBLISH_EVERY: Duration = Duration::from_millis(200);
+const HEARTBEAT: Duration = Duration::from_secs(60);
+/// Refusals beyond this many a second are counted instead of logged one by one.
+const REFUSALS_EACH: u64 = 200;
+const CLEAR_STAGE_AT: u64 = 4 << 20;
+
+enum Message {
+    Append(Staged, Option<oneshot::Sender<Result<u64, Unavailable>>>),
+    Publish(oneshot::Sender<Result<(), Unavailable>>),
+    Stop,
+}
+
+/// The evidence log of one replica.
+pub struct Sequencer {
+    queue: SyncSender<Message>,
+    recorder: Recorder,
+    dropped: Arc<AtomicU64>,
+    writer: std::sync::Mutex<Option<std::thread::JoinHandle<()>>>,
+}
+
+impl Sequencer {
+    /// Opens the log under `data_dir`, settles what a crash left, and starts the writer.
+    pub fn open(data_dir: &Path, trust_domain: &str, clock: Arc<dyn Clock>) -> Result<Self, EvidenceError> {
+        let dir = EvidenceDir::of_data_dir(data_dir);
+        std::fs::create_dir_all(dir.recordings()).map_err(EvidenceError::io("create", dir.root()))?;
+        let key = open_key(&data_dir.join("keys/log.key"))?;
+        let vkey = open_vkey(&dir, trust_domain, &key)?;
+        let (stage, staged) = Stage::open(&dir.stage())?;
+        let tiles = recover(&dir, &vkey, staged)?;
+        let (queue, messages) = sync_channel(QUEUE);
+        let dropped = Arc::new(AtomicU64::new(0));
+        let recorder = Recorder::new(dir.clone());
+        let mut writer = Writer {
+            dir,
+            key,
+            origin: vkey.name().to_owned(),
+            stage,
+            tiles,
+            clock,
+            published: None,
+            refusals: (0, 0),
+            dropped: dropped.clone(),
+        };
+        let thread = std::thread::Builder::new()
+            .name("evidence".into())
+            .spawn(move || writer.run(&messages))
+            .map_err(EvidenceError::io("start the writer of", data_dir))?;
+        Ok(Self { queue, recorder, dropped, writer: std::sync::Mutex::new(Some(thread)) })
+    }
+
+    /// Publishes everything and ends the writer.
+    pub fn close(&self) {
+        let _ = self.queue.send(Message::Stop);
+        let thread = self.writer.lock().ok().and_then(|mut writer| writer.take());
+        if let Some(thread) = thread {
+            let _ = thread.join();
+        }
+    }
+}
+
+fn open_key(path: &PathBuf) -> Result<Ed25519KeyPair, EvidenceError> {
+    let bad = |what: String| EvidenceError::Key { path: path.clone(), what };
+    if !path.exists() {
+        let key = Ed25519KeyPair::generate().map_err(|e| bad(e.to_string()))?;
+        let pkcs8 = key.to_pkcs8v1().map_err(|e| bad(e.to_string()))?;
+        files::write_private(path, hex::encode(pkcs8.as_ref()).as_bytes()).map_err(|e| bad(e.to_string()))?;
+    }
+    let text = files::read_secret(path).map_err(|e| bad(e.to_string()))?;
+    let pkcs8 = zeroize::Zeroizing::new(hex::decode(text.as_str()).map_err(|e| bad(e.to_string()))?);
+    Ed25519KeyPair::from_pkcs8(&pkcs8).map_err(|e| bad(e.to_string()))
+}
+
+/// The origin is drawn once: each replica's log has its own name.
+fn open_vkey(dir: &EvidenceDir, trust_domain: &str, key: &Ed25519KeyPair) -> Result<Vkey, EvidenceError> {
+    let path = dir.vkey();
+    let bad = |what: String| EvidenceError::Key { path: path.clone(), what };
+    if !path.exists() {
+        let name = format!("{trust_domain}/popgate/{}", hex::encode(entropy::random::<4>()));
+        let vkey = Vkey::new(&name, key.public_key().as_ref());
+        files::write_public(&path, format!("{}\n", vkey.text()).as_bytes()).map_err(|e| bad(e.to_string()))?;
+    }
+    let text = files::read(&path).map_err(|e| bad(e.to_string()))?;
+    let vkey = Vkey::parse(&text).map_err(|e| bad(e.to_string()))?;
+    if vkey != Vkey::new(vkey.name(), key.public_key().as_ref()) {
+        return Err(bad("it is not the key in keys/log.key".into()));
+    }
+    Ok(vkey)
+}
+
+/// Reads the tree back: whole bundles first, then the stage. It must lead to the published checkpoint.
+fn recover(dir: &EvidenceDir, vkey: &Vkey, staged: Vec<StagedEntry>) -> Result<TileWriter, EvidenceError> {
+    let damaged = |what: String| EvidenceError::Damaged { path: dir.checkpoint(), what };
+    let reader = LogReader::new(dir.clone());
+    let mut tiles = TileWriter::new(dir.clone());
+    let published = if dir.checkpoint().exists() {
+        Checkpoint::verify(&reader.checkpoint_note()?, vkey).map_err(|e| damaged(e.to_string()))?
+    } else {
+        Checkpoint { origin: vkey.name().to_owned(), size: 0, root: crate::domain::digest::Sha256::of(b"") }
+    };
+    for bundle in 0..published.size.div_ceil(WIDTH) {
+        let Ok(entries) = reader.bundle(bundle, published.size) else { break };
+        for entry in entries {
+            tiles.push(&StagedEntry { index: tiles.size(), entry, openings: BTreeMap::new() }, false)?;
+        }
+    }
+    check_root(&tiles, &published).map_err(damaged)?;
+    for entry in staged {
+        if entry.index != tiles.size() {
+            continue;
+        }
+        let known = reader.openings(entry.index / WIDTH).contains_key(&entry.index);
+        let openings = if known { BTreeMap::new() } else { entry.openings };
+        tiles.push(&StagedEntry { openings, ..entry }, true)?;
+        check_root(&tiles, &published).map_err(damaged)?;
+    }
+    if tiles.size() < published.size {
+        return Err(damaged(format!(
+            "the checkpoint counts {} entries and {} can be read",
+            published.size,
+            tiles.size()
+        )));
+    }
+    Ok(tiles)
+}
+
+fn check_root(tiles: &TileWriter, published: &Checkpoint) -> Result<(), String> {
+    if tiles.size() == published.size && tiles.root() != published.root {
+        return Err("the entries do not lead to the published root".into());
+    }
+    Ok(())
+}
+
+#[async_trait]
+impl EvidenceLog for Sequencer {
+    async fn append(&self, staged: Staged) -> Result<u64, Unavailable> {
+        let (answer, wait) = oneshot::channel();
+        self.queue.try_send(Message::Append(staged, Some(answer))).map_err(|e| match e {
+            TrySendError::Full(_) => Unavailable::new(PART, "its queue is full"),
+            TrySendError::Disconnected(_) => Unavailable::new(PART, "it is closed"),
+        })?;
+        wait.await.map_err(|_| Unavailable::new(PART, "it is closed"))?
+    }
+
+    fn note(&self, staged: Staged) {
+        let refusal = matches!(staged.leaf.event, Event::Refusal { .. });
+        match self.queue.try_send(Message::Append(staged, None)) {
+            Ok(()) => {}
+            Err(_) if refusal => {
+                self.dropped.fetch_add(1, Ordering::Relaxed);
+            }
+            Err(error) => tracing::error!(%error, "an entry could not be queued"),
+        }
+    }
+
+    fn record(&self, request_id: &str) -> Result<Box<dyn Recording>, Unavailable> {
+        self.recorder.begin(request_id)
+    }
+
+    async fn publish(&self) -> Result<(), Unavailable> {
+        let (answer, wait) = oneshot::channel();
+        self.queue.try_send(Message::Publish(answer)).map_err(|e| Unavailable::new(PART, e))?;
+        wait.await.map_err(|_| Unavailable::new(PART, "it is closed"))?
+    }
+}
+
+struct Writer {
+    dir: EvidenceDir,
+    key: Ed25519KeyPair,
+    origin: String,
+    stage: Stage,
+    tiles: TileWriter,
+    clock: Arc<dyn Clock>,
+    /// Size and time of the last checkpoint.
+    published: Option<(u64, Timestamp)>,
+    /// Second, and how many refusals it has seen.
+    refusals: (u64, u64),
+    dropped: Arc<AtomicU64>,
+}
+
+impl Writer {
+    fn run(&mut self, messages: &Receiver<Message>) {
+        let mut last_entry = self.clock.now();
+        loop {
+            let mut batch = Vec::new();
+            match messages.recv_timeout(PUBLISH_EVERY) {
+                Ok(message) => batch.push(message),
+                Err(RecvTimeoutError::Timeout) => {}
+                Err(RecvTimeoutError::Disconnected) => batch.push(Message::Stop),
+            }
+            batch.extend(messages.try_iter().take(BATCH));
+            if batch.is_empty() && self.clock.now().since(last_entry) >= HEARTBEAT {
+                batch.push(Message::Append(Staged::plain(self.clock.now(), Event::Heartbeat {}), None));
+            }
+            if !batch.is_empty() {
+                last_entry = self.clock.now();
+            }
+            let (stop, publish) = self.take(batch);
+            let due = self.published.is_none_or(|(_, at)| self.clock.now().since(at) >= PUBLISH_EVERY);
+            let result = if stop || !publish.is_empty() || due { self.publish(stop) } else { Ok(()) };
+            if let Err(error) = &result {
+                tracing::error!(%error, "the checkpoint could not be published");
+            }
+            for waiter in publish {
+                let _ = waiter.send(result.as_ref().map_err(|e| Unavailable::new(PART, e)).copied());
+            }
+            if stop {
+                return;
+            }
+        }
+    }
+
+    /// Stages a batch and answers its waiters. Returns whether to stop and who waits for a checkpoint.
+    fn take(&mut self, batch: Vec<Message>) -> (bool, Vec<oneshot::Sender<Result<(), Unavailable>>>) {
+        let (mut stop, mut publish, mut entries, mut waiters) = (false, Vec::new(), Vec::new(), Vec::new());
+        for message in batch {
+            match message {
+                Message::Stop => stop = true,
+                Message::Publish(waiter) => publish.push(waiter),
+                Message::Append(staged, waiter) => {
+                    if let Some(staged) = self.thin(staged) {
+                        self.add(staged, waiter, &mut entries, &mut waiters);
+                    }
+                }
+            }
+        }
+        if let Some(summary) = self.summary(stop) {
+            self.add(summary, None, &mut entries, &mut waiters);
+        }
+        if !entries.is_empty() {
+            self.commit(&entries, waiters);
+        }
+        (stop, publish)
+    }
+
+    fn add(
+        &self,
+        staged: Staged,
+        waiter: Option<oneshot::Sender<Result<u64, Unavailable>>>,
+        entries: &mut Vec<StagedEntry>,
+        waiters: &mut Vec<(u64, oneshot::Sender<Result<u64, Unavailable>>)>,
+    ) {
+        let entry = staged.leaf.canonical();
+        if entry.len() > MAX_ENTRY {
+            tracing::error!(bytes = entry.len(), "an entry is longer than the log takes");
+            if let Some(waiter) = waiter {
+                let _ = waiter.send(Err(Unavailable::new(PART, "the entry is too long")));
+            }
+            return;
+        }
+        let index = self.tiles.size() + entries.len() as u64;
+        entries.push(StagedEntry { index, entry, openings: staged.openings });
+        waiters.extend(waiter.map(|w| (index, w)));
+    }
+
+    fn commit(&mut self, entries: &[StagedEntry], waiters: Vec<(u64, oneshot::Sender<Result<u64, Unavailable>>)>) {
+        match self.stage.append(entries) {
+            Ok(()) => {
+                for entry in entries {
+                    if let Err(error) = self.tiles.push(entry, true) {
+                        tracing::error!(%error, "a tile could not be written; ending the process, the next start settles it");
+                        std::process::exit(1);
+                    }
+                }
+                for (index, waiter) in waiters {
+                    let _ = waiter.send(Ok(index));
+                }
+            }
+            Err(error) => {
+                tracing::error!(%error, "entries could not be written; requests are refused until they can");
+                for (_, waiter) in waiters {
+                    let _ = waiter.send(Err(Unavailable::new(PART, &error)));
+                }
+            }
+        }
+    }
+
+    /// Lets a limited number of refusals through each second and counts the rest.
+    fn thin(&mut self, staged: Staged) -> Option<Staged> {
+        if !matches!(staged.leaf.event, Event::Refusal { .. }) {
+            return Some(staged);
+        }
+        let second = staged.leaf.time.unix();
+        if self.refusals.0 != second {
+            self.refusals = (second, 0);
+        }
+        self.refusals.1 += 1;
+        if self.refusals.1 <= REFUSALS_EACH {
+            return Some(staged);
+        }
+        self.dropped.fetch_add(1, Ordering::Relaxed);
+        None
+    }
+
+    fn summary(&self, stop: bool) -> Option<Staged> {
+        let now = self.clock.now();
+        let quiet = stop || self.refusals.0 != now.unix();
+        let count = if quiet { self.dropped.swap(0, Ordering::Relaxed) } else { 0 };
+        (count > 0).then(|| Staged {
+            leaf: Leaf { time: now, event: Event::RefusalsSummarised { count } },
+            openings: BTreeMap::new(),
+        })
+    }
+
+    fn publish(&mut self, stop: bool) -> Result<(), EvidenceError> {
+        let size = self.tiles.size();
+        if self.published.is_some_and(|(published, _)| published == size) && !stop {
+            return Ok(());
+        }
+        self.tiles.write_partial()?;
+        let checkpoint = Checkpoint { origin: self.origin.clone(), size, root: self.tiles.root() };
+        let clear = stop || self.stage.length() > CLEAR_STAGE_AT;
+        if clear {
+            self.tiles.sync()?;
+        }
+        let path = self.dir.checkpoint();
+        files::write_public(&path, checkpoint.sign(&self.key).as_bytes())
+            .map_err(|e| EvidenceError::Damaged { path, what: e.to_string() })?;
+        self.published = Some((size, self.clock.now()));
+        if clear { self.stage.clear() } else { Ok(()) }
+    }
+}

@@ -1,0 +1,159 @@
+//! Writes the log's tiles and entry bundles as the tree grows.
+
+use std::collections::BTreeMap;
+use std::fs::{self, File, OpenOptions};
+use std::io::Write as _;
+use std::path::PathBuf;
+
+use crate::domain::digest::Sha256;
+use crate::evidence::EvidenceError;
+use crate::evidence::files::EvidenceDir;
+use crate::evidence::stage::StagedEntry;
+use crate::protocol::merkle::{Frontier, leaf_hash};
+use crate::protocol::tile::{WIDTH, entries_path, hash_path, push_entry};
+
+const HASH_LEVELS_PER_TILE: u32 = 8;
+
+/// The growing tree and the parts of it that are not in a full tile yet.
+pub struct TileWriter {
+    dir: EvidenceDir,
+    frontier: Frontier,
+    bundle: Vec<u8>,
+    /// By tile level: the hashes of its last, partial tile.
+    partial: BTreeMap<u32, Vec<Sha256>>,
+    openings: Vec<(u64, String)>,
+    unsynced: Vec<PathBuf>,
+    /// Partial tiles on disk, which newer ones replace.
+    stale: Vec<PathBuf>,
+}
+
+impl TileWriter {
+    /// An empty tree under `dir`.
+    pub fn new(dir: EvidenceDir) -> Self {
+        Self {
+            dir,
+            frontier: Frontier::default(),
+            bundle: Vec::new(),
+            partial: BTreeMap::new(),
+            openings: Vec::new(),
+            unsynced: Vec::new(),
+            stale: Vec::new(),
+        }
+    }
+
+    /// Number of leaves.
+    pub const fn size(&self) -> u64 {
+        self.frontier.size()
+    }
+
+    /// Root over them.
+    pub fn root(&self) -> Sha256 {
+        self.frontier.root()
+    }
+
+    /// Takes an entry into the tree; `write` is false for entries whose tiles are on disk already.
+    pub fn push(&mut self, staged: &StagedEntry, write: bool) -> Result<(), EvidenceError> {
+        let mut complete = Vec::new();
+        self.frontier.push(leaf_hash(&staged.entry), |level, index, hash| complete.push((level, index, hash)));
+        push_entry(&mut self.bundle, &staged.entry);
+        if !staged.openings.is_empty() {
+            let line = serde_json::json!({"index": staged.index, "openings": staged.openings});
+            self.openings.push((staged.index / WIDTH, format!("{line}\n")));
+        }
+        for (level, index, hash) in complete {
+            if level % HASH_LEVELS_PER_TILE == 0 {
+                self.tile_hash(level / HASH_LEVELS_PER_TILE, index, hash, write)?;
+            }
+        }
+        if self.size().is_multiple_of(WIDTH) {
+            let bundle = std::mem::take(&mut self.bundle);
+            if write {
+                self.write(&entries_path(self.size() / WIDTH - 1, WIDTH), &bundle)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn tile_hash(&mut self, level: u32, index: u64, hash: Sha256, write: bool) -> Result<(), EvidenceError> {
+        let tile = self.partial.entry(level).or_default();
+        tile.push(hash);
+        if tile.len() as u64 == WIDTH {
+            let bytes: Vec<u8> = std::mem::take(tile).iter().flat_map(|h| h.0).collect();
+            if write {
+                self.write(&hash_path(level, index / WIDTH, WIDTH), &bytes)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Writes partial tiles and openings for the present size. The checkpoint may be published after it.
+    pub fn write_partial(&mut self) -> Result<(), EvidenceError> {
+        let stale = std::mem::take(&mut self.stale);
+        let (size, width) = (self.size(), self.size() % WIDTH);
+        if width > 0 {
+            let bundle = self.bundle.clone();
+            let path = self.write(&entries_path(size / WIDTH, width), &bundle)?;
+            self.stale.push(path);
+        }
+        let tiles: Vec<(u32, Vec<u8>)> = self
+            .partial
+            .iter()
+            .filter(|(_, hashes)| !hashes.is_empty())
+            .map(|(level, hashes)| (*level, hashes.iter().flat_map(|h| h.0).collect()))
+            .collect();
+        for (level, bytes) in tiles {
+            let complete = size >> (HASH_LEVELS_PER_TILE * level);
+            let path = self.write(&hash_path(level, complete / WIDTH, complete % WIDTH), &bytes)?;
+            self.stale.push(path);
+        }
+        self.write_openings()?;
+        for old in stale.into_iter().filter(|old| !self.stale.contains(old)) {
+            let _ = fs::remove_file(&old);
+            self.unsynced.retain(|p| *p != old);
+        }
+        Ok(())
+    }
+
+    fn write_openings(&mut self) -> Result<(), EvidenceError> {
+        let mut by_bundle: BTreeMap<u64, String> = BTreeMap::new();
+        for (bundle, line) in std::mem::take(&mut self.openings) {
+            by_bundle.entry(bundle).or_default().push_str(&line);
+        }
+        for (bundle, lines) in by_bundle {
+            let path = self.dir.openings(bundle);
+            let io = EvidenceError::io("write", &path);
+            let append = || {
+                path.parent().map_or(Ok(()), fs::create_dir_all)?;
+                OpenOptions::new().create(true).append(true).open(&path)?.write_all(lines.as_bytes())
+            };
+            append().map_err(io)?;
+            self.unsynced.push(path);
+        }
+        Ok(())
+    }
+
+    fn write(&mut self, relative: &str, bytes: &[u8]) -> Result<PathBuf, EvidenceError> {
+        let path = self.dir.root().join(relative);
+        let write = || {
+            path.parent().map_or(Ok(()), fs::create_dir_all)?;
+            fs::write(&path, bytes)
+        };
+        write().map_err(EvidenceError::io("write", &path))?;
+        self.unsynced.push(path.clone());
+        Ok(path)
+    }
+
+    /// Syncs everything written, files and directories, so that the stage may be cleared.
+    pub fn sync(&mut self) -> Result<(), EvidenceError> {
+        self.unsynced.sort();
+        self.unsynced.dedup();
+        for path in std::mem::take(&mut self.unsynced) {
+            let sync = || {
+                File::open(&path)?.sync_all()?;
+                path.parent().map_or(Ok(()), |dir| File::open(dir)?.sync_all())
+            };
+            sync().map_err(EvidenceError::io("sync", &path))?;
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,311 @@
+//! Proves a log offline: the tree first, then the chain issuance → token → proof → decision → approval → bytes.
+
+use std::collections::{BTreeMap, HashMap, HashSet};
+use std::fs;
+
+use serde::Serialize;
+
+use crate::domain::approval::ApprovalState;
+use crate::domain::digest::{Opening, Sha256};
+use crate::domain::key::Jkt;
+use crate::domain::leaf::{Admission, Completion, Event, Mint};
+use crate::domain::recording::FrameKind;
+use crate::evidence::EvidenceError;
+use crate::evidence::reader::{LogReader, ReadEntry};
+use crate::protocol::checkpoint::{Checkpoint, Vkey};
+use crate::protocol::dpop;
+use crate::protocol::merkle::{Frontier, leaf_hash};
+use crate::protocol::tile::{WIDTH, hash_path, width_at};
+use crate::protocol::transcript::decode;
+
+/// How many links of each kind were proved.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct Links {
+    /// Tokens whose key has an issuance before them.
+    pub issuance: u64,
+    /// Admissions whose token has a mint before them.
+    pub token: u64,
+    /// Proofs whose signature, key, method, target and token hash hold.
+    pub proof: u64,
+    /// Admissions that name rule and policy version.
+    pub decision: u64,
+    /// Consumed approvals that a person gave before, for exactly that request.
+    pub approval: u64,
+    /// Exchanges whose recording has the logged digests.
+    pub bytes: u64,
+}
+
+/// What a verification showed.
+#[derive(Clone, Debug, Serialize)]
+pub struct Report {
+    /// The log's name.
+    pub origin: String,
+    /// Entries under the checkpoint.
+    pub leaves: u64,
+    /// Root over them.
+    pub root: Sha256,
+    /// Whether the log's key was given from outside.
+    pub anchored: bool,
+    /// Size of the auditor's own checkpoint, if one was given.
+    pub kept_size: Option<u64>,
+    /// What the chain proved.
+    pub links: Links,
+    /// Openings that are gone: their leaves stand, their values are erased.
+    pub erased: u64,
+    /// Entries that are durable and not under the checkpoint.
+    pub staged: u64,
+    /// Admissions without an end: the service was stopped hard.
+    pub incomplete: u64,
+}
+
+/// Why the evidence does not hold.
+#[derive(Debug, thiserror::Error)]
+pub enum VerifyError {
+    #[error(transparent)]
+    Evidence(#[from] EvidenceError),
+    #[error("the checkpoint: {0}")]
+    Checkpoint(#[from] crate::protocol::checkpoint::CheckpointError),
+    #[error("entry {index} or a neighbour in its tile was changed: its hash is not the tile's")]
+    EntryChanged { index: u64 },
+    #[error("the entries do not lead to the checkpoint's root: the log was changed")]
+    Root,
+    #[error("tile {0} was changed: it does not hold the entries' hashes")]
+    TileChanged(String),
+    #[error("the tail is cut: the kept checkpoint counts {kept} entries and the log has {have}")]
+    TailCut { kept: u64, have: u64 },
+    #[error("a split view: the kept checkpoint has another root over the first {0} entries")]
+    SplitView(u64),
+    #[error("entry {index}: {what}")]
+    Chain { index: u64, what: String },
+}
+
+/// What a verification starts from.
+pub struct Anchors<'a> {
+    /// The log's key, known from elsewhere.
+    pub vkey: Option<&'a Vkey>,
+    /// The auditor's own earlier checkpoint note.
+    pub kept: Option<&'a str>,
+}
+
+/// Verifies a whole log.
+pub fn verify(reader: &LogReader, anchors: &Anchors<'_>) -> Result<Report, VerifyError> {
+    let path = reader.dir().vkey();
+    let own = fs::read_to_string(&path).map_err(EvidenceError::io("read", &path));
+    let vkey = match anchors.vkey {
+        Some(vkey) => vkey.clone(),
+        None => Vkey::parse(&own?)?,
+    };
+    let checkpoint = Checkpoint::verify(&reader.checkpoint_note()?, &vkey)?;
+    let kept = anchors.kept.map(|note| Checkpoint::verify(note, &vkey)).transpose()?;
+    if let Some(kept) = kept.as_ref().filter(|k| k.size > checkpoint.size) {
+        return Err(VerifyError::TailCut { kept: kept.size, have: checkpoint.size });
+    }
+    check_tree(reader, &checkpoint, kept.as_ref())?;
+    let entries: Vec<ReadEntry> = reader.entries(0)?.into_iter().filter(|e| e.index < checkpoint.size).collect();
+    let mut chain = Chain::default();
+    entries.iter().try_for_each(|e| chain.entry(reader, e))?;
+    Ok(Report {
+        origin: checkpoint.origin,
+        leaves: checkpoint.size,
+        root: checkpoint.root,
+        anchored: anchors.vkey.is_some(),
+        kept_size: kept.map(|k| k.size),
+        links: chain.links,
+        erased: chain.erased,
+        staged: reader.staged(checkpoint.size).len() as u64,
+        incomplete: chain.open.len() as u64,
+    })
+}
+
+fn check_tree(reader: &LogReader, checkpoint: &Checkpoint, kept: Option<&Checkpoint>) -> Result<(), VerifyError> {
+    let mut frontier = Frontier::default();
+    let mut tiles: BTreeMap<(u32, u64), Vec<u8>> = BTreeMap::new();
+    for bundle in 0..checkpoint.size.div_ceil(WIDTH) {
+        for entry in reader.bundle(bundle, checkpoint.size)? {
+            frontier.push(leaf_hash(&entry), |level, index, hash| {
+                if level % 8 == 0 {
+                    tiles.entry((level / 8, index / WIDTH)).or_default().extend(hash.0);
+                }
+            });
+            if kept.is_some_and(|k| k.size == frontier.size() && k.root != frontier.root()) {
+                return Err(VerifyError::SplitView(frontier.size()));
+            }
+        }
+        check_leaf_tile(reader, checkpoint, bundle, &tiles)?;
+    }
+    if frontier.root() != checkpoint.root {
+        return Err(VerifyError::Root);
+    }
+    for ((level, index), want) in &tiles {
+        let width = want.len() as u64 / 32;
+        let name = hash_path(*level, *index, width);
+        let have = fs::read(reader.dir().root().join(&name))
+            .map_err(EvidenceError::io("read", &reader.dir().root().join(&name)))?;
+        if have != *want {
+            return Err(VerifyError::TileChanged(name));
+        }
+    }
+    Ok(())
+}
+
+/// Finds the first entry whose hash is not the one in its tile, so that a change is named by its place.
+fn check_leaf_tile(
+    reader: &LogReader,
+    checkpoint: &Checkpoint,
+    bundle: u64,
+    tiles: &BTreeMap<(u32, u64), Vec<u8>>,
+) -> Result<(), VerifyError> {
+    let name = hash_path(0, bundle, width_at(bundle, checkpoint.size));
+    let Ok(have) = fs::read(reader.dir().root().join(name)) else { return Ok(()) };
+    let want = tiles.get(&(0, bundle)).map(Vec::as_slice).unwrap_or_default();
+    let differs = have.chunks(32).zip(want.chunks(32)).position(|(a, b)| a != b);
+    match differs {
+        Some(offset) => Err(VerifyError::EntryChanged { index: bundle * WIDTH + offset as u64 }),
+        None => Ok(()),
+    }
+}
+
+/// What has been seen so far, entry by entry.
+#[derive(Default)]
+struct Chain {
+    issued: HashSet<(String, Jkt)>,
+    minted: HashMap<Sha256, Mint>,
+    approved: HashMap<String, Sha256>,
+    consumed: HashSet<String>,
+    proofs: HashSet<Sha256>,
+    open: HashMap<String, Admission>,
+    links: Links,
+    erased: u64,
+}
+
+impl Chain {
+    fn entry(&mut self, reader: &LogReader, entry: &ReadEntry) -> Result<(), VerifyError> {
+        let fail = |what: String| VerifyError::Chain { index: entry.index, what };
+        match &entry.leaf.event {
+            Event::Issuance(issuance) => {
+                self.issued.insert((issuance.spiffe_id.to_string(), issuance.jkt));
+                Ok(())
+            }
+            Event::Mint(mint) => self.mint(mint, entry).map_err(fail),
+            Event::Admission(admission) => self.admission(admission, entry).map_err(fail),
+            Event::ApprovalChanged(change) => {
+                if change.state == ApprovalState::Approved {
+                    if change.person.is_none() {
+                        return Err(fail("an approval names nobody".into()));
+                    }
+                    self.approved.insert(change.id.clone(), change.request_sha256);
+                }
+                self.opening(entry, "person", change.person).map_err(fail)?;
+                Ok(())
+            }
+            Event::Completion(completion) => self.completion(reader, completion).map_err(fail),
+            _ => Ok(()),
+        }
+    }
+
+    fn mint(&mut self, mint: &Mint, entry: &ReadEntry) -> Result<(), String> {
+        if !self.issued.contains(&(mint.spiffe_id.to_string(), mint.jkt)) {
+            return Err(format!(
+                "a token was minted for {} and a key that no earlier issuance gave it",
+                mint.spiffe_id
+            ));
+        }
+        self.links.issuance += 1;
+        self.proof(entry, mint.proof, mint.jkt, "POST", None, None)?;
+        self.minted.insert(mint.token_sha256, mint.clone());
+        Ok(())
+    }
+
+    fn admission(&mut self, admission: &Admission, entry: &ReadEntry) -> Result<(), String> {
+        let mint = self.minted.get(&admission.token_sha256).ok_or("admitted with a token that was never minted")?;
+        if mint.spiffe_id != admission.spiffe_id || mint.jkt != admission.jkt || mint.expires_at < entry.leaf.time {
+            return Err("admitted with a token of another workload or key, or after its end".into());
+        }
+        self.links.token += 1;
+        let target = self.opening(entry, "target", Some(admission.target))?.map(|o| o.value.clone());
+        self.opening(entry, "object", Some(admission.object))?;
+        self.proof(entry, admission.proof, admission.jkt, &admission.method, Some(admission.token_sha256), target)?;
+        if admission.rules.is_empty() || admission.policy_version.is_empty() {
+            return Err("admitted without a deciding rule or policy version".into());
+        }
+        self.links.decision += 1;
+        if let Some(consumed) = &admission.approval {
+            if self.approved.get(&consumed.id) != Some(&consumed.request_sha256) {
+                return Err(format!("approval {} was not given before, for this request", consumed.id));
+            }
+            if !self.consumed.insert(consumed.id.clone()) {
+                return Err(format!("approval {} was consumed twice", consumed.id));
+            }
+            self.links.approval += 1;
+        }
+        self.open.insert(admission.request_id.clone(), admission.clone());
+        Ok(())
+    }
+
+    /// The kept proof is the client's own signature over method, target, time and token.
+    fn proof(
+        &mut self,
+        entry: &ReadEntry,
+        commitment: Sha256,
+        jkt: Jkt,
+        method: &str,
+        token: Option<Sha256>,
+        target: Option<String>,
+    ) -> Result<(), String> {
+        let Some(opening) = self.opening(entry, "proof", Some(commitment))? else { return Ok(()) };
+        let proof = dpop::reread(&opening.value).map_err(|e| format!("the kept proof does not hold: {e}"))?;
+        let path = target.as_deref().map(|t| t.split('?').next().unwrap_or_default());
+        let fits = proof.jkt == jkt
+            && proof.htm == method
+            && token.is_none_or(|t| proof.ath.as_deref() == Some(dpop::ath(t).as_str()))
+            && path.is_none_or(|p| p == proof.htu.path());
+        if !fits {
+            return Err("the kept proof is for another key, method, target or token".into());
+        }
+        if !self.proofs.insert(Sha256::of(opening.value.as_bytes())) {
+            return Err("one proof was spent twice".into());
+        }
+        self.links.proof += 1;
+        Ok(())
+    }
+
+    /// The opening of a commitment, held against it; none if it was erased.
+    fn opening<'a>(
+        &mut self,
+        entry: &'a ReadEntry,
+        name: &str,
+        commitment: Option<Sha256>,
+    ) -> Result<Option<&'a Opening>, String> {
+        let Some(commitment) = commitment else { return Ok(None) };
+        match entry.openings.get(name) {
+            None => {
+                self.erased += 1;
+                Ok(None)
+            }
+            Some(opening) if opening.commitment() == commitment => Ok(Some(opening)),
+            Some(_) => Err(format!("the opening of {name} was changed")),
+        }
+    }
+
+    fn completion(&mut self, reader: &LogReader, completion: &Completion) -> Result<(), String> {
+        let admission = self
+            .open
+            .remove(&completion.request_id)
+            .ok_or("an exchange ended that was never admitted, or ended twice")?;
+        let Some(digest) = completion.recording_sha256 else {
+            return if admission.recorded { Err("the recording that was begun has no digest".into()) } else { Ok(()) };
+        };
+        let path = reader.dir().recording(&completion.request_id).ok_or("not a request id")?;
+        let bytes = fs::read(&path).map_err(|_| format!("the recording of {} is missing", completion.request_id))?;
+        if Sha256::of(&bytes) != digest {
+            return Err(format!("the recording of {} was changed", completion.request_id));
+        }
+        let transcript = decode(&bytes).ok_or("the recording cannot be read")?;
+        let body = transcript.joined(FrameKind::ResponseBody);
+        if Sha256::of(&body) != completion.response_sha256 || body.len() as u64 != completion.response_bytes {
+            return Err(format!("the recording of {} holds another response", completion.request_id));
+        }
+        self.links.bytes += 1;
+        Ok(())
+    }
+}

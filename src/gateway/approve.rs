@@ -1,0 +1,347 @@
+//! Verdict → Permit. A permit has one private constructor, here, and `forward` takes it by value.
+
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::HeaderMap;
+
+use crate::domain::approval::{Approval, ApprovalState, Shown, may_approve};
+use crate::domain::digest::Sha256;
+use crate::domain::intent::Intent;
+use crate::domain::leaf::{ApprovalChange, ConsumedApproval, Event, Leaf, Staged};
+use crate::domain::refusal::{OauthError, Refusal};
+use crate::domain::time::Timestamp;
+use crate::domain::verdict::{ApprovalRule, Decision, Verdict};
+use crate::gateway::authenticate::Caller;
+use crate::gateway::authorize;
+use crate::gateway::headers;
+use crate::gateway::routes::{MAX_HOLD, Route, Rules};
+use crate::gateway::serve::{Gateway, Incoming};
+use crate::protocol::canonical::CanonicalRequest;
+use crate::protocol::masking;
+use crate::store::approvals::{Asked, Step};
+use crate::store::entropy;
+
+/// How long people have to decide.
+pub const TO_APPROVE: Duration = Duration::from_secs(15 * 60);
+/// How long the requester has to come back.
+pub const TO_CONSUME: Duration = Duration::from_secs(5 * 60);
+
+/// The right to forward one request, once.
+pub struct Permit {
+    verdict: Verdict,
+    consumed: Option<ConsumedApproval>,
+}
+
+impl Permit {
+    /// The decision behind it.
+    pub const fn verdict(&self) -> &Verdict {
+        &self.verdict
+    }
+
+    /// The approval it consumed.
+    pub const fn consumed(&self) -> Option<&ConsumedApproval> {
+        self.consumed.as_ref()
+    }
+}
+
+/// Everything that a permit is decided on.
+pub struct Asking<'a> {
+    /// Rules in force.
+    pub rules: &'a Rules,
+    /// Where it goes.
+    pub route: &'a Route,
+    /// Who asks.
+    pub caller: &'a Caller,
+    /// What for.
+    pub intent: &'a Intent,
+    /// The request.
+    pub request: &'a Incoming,
+    /// Its whole body, where it was read.
+    pub body: Option<&'a Bytes>,
+}
+
+impl Gateway {
+    /// Permits at once, or holds for people.
+    pub async fn permit(&self, asking: &Asking<'_>, verdict: Verdict) -> Result<Permit, Refusal> {
+        let rule = match &verdict.decision {
+            Decision::Allow => return Ok(Permit { verdict, consumed: None }),
+            Decision::AllowWithApproval(rule) => rule.clone(),
+            Decision::Deny => return Err(Refusal::new(403, "policy", "policy denies this")),
+        };
+        let digest = digest(asking, &verdict);
+        let named =
+            asking.request.head.headers.get("popgate-approval").map(|v| v.to_str().unwrap_or_default().to_owned());
+        match named {
+            Some(id) => {
+                let approval = self.named(asking, &id, digest).await?;
+                self.consume(asking, verdict, &approval).await
+            }
+            None => self.hold(asking, verdict, &rule, digest).await,
+        }
+    }
+
+    /// The approval that a request names, if it may be consumed by this very request.
+    async fn named(&self, asking: &Asking<'_>, id: &str, digest: Sha256) -> Result<Approval, Refusal> {
+        let refuse = |status, kind, detail: &str| Err(Refusal::new(status, kind, detail));
+        let found = self.stores.approvals.get(id).await?;
+        let Some(approval) =
+            found.filter(|a| a.requester == asking.intent.principal.spiffe_id && a.jkt == asking.caller.jkt())
+        else {
+            return refuse(409, "approval-unknown", "this workload and key have asked for no such approval");
+        };
+        let expired = approval.expires_at <= self.stores.clock.now();
+        match approval.state {
+            ApprovalState::Pending if !expired => refuse(409, "approval-pending", "nobody has decided yet"),
+            ApprovalState::Denied => refuse(403, "approval-denied", "a person denied it, which is final"),
+            ApprovalState::Executing | ApprovalState::Done | ApprovalState::Failed | ApprovalState::Unknown => {
+                refuse(403, "approval-spent", "the approval was used; it is good for one request")
+            }
+            ApprovalState::Expired | ApprovalState::Withdrawn | ApprovalState::Pending => {
+                refuse(403, "approval-expired", "the approval has ended; ask again")
+            }
+            ApprovalState::Approved if approval.request_sha256 != digest => refuse(
+                403,
+                "approval-mismatch",
+                "the approval is for another request: something in this one, or the policy, differs",
+            ),
+            ApprovalState::Approved if expired => {
+                refuse(403, "approval-expired", "the approval was not used in time; ask again")
+            }
+            ApprovalState::Approved => Ok(approval),
+        }
+    }
+
+    /// Takes an approved request into execution: one compare-and-set, so it happens once.
+    async fn consume(&self, asking: &Asking<'_>, verdict: Verdict, approval: &Approval) -> Result<Permit, Refusal> {
+        let now = self.stores.clock.now();
+        self.check_approver(approval, now)?;
+        let step = Step {
+            from: ApprovalState::Approved,
+            to: ApprovalState::Executing,
+            expires_at: now.plus(TO_APPROVE),
+            decided: None,
+        };
+        let taken = self.stores.approvals.step(&approval.id, &step).await?;
+        let taken = taken
+            .ok_or_else(|| Refusal::new(403, "approval-spent", "the approval was used; it is good for one request"))?;
+        self.log_approval(&taken).await?;
+        tracing::info!(approval = taken.id, requester = %asking.intent.principal.spiffe_id, "approval consumed");
+        let consumed = Some(ConsumedApproval { id: taken.id, request_sha256: taken.request_sha256 });
+        Ok(Permit { verdict, consumed })
+    }
+
+    /// The approver's right counts when the approval is used, too.
+    fn check_approver(&self, approval: &Approval, now: Timestamp) -> Result<(), Refusal> {
+        let void = || Refusal::new(403, "approval-expired", "the approver may not approve this any more; ask again");
+        let id = approval.decided_by.as_deref().ok_or_else(void)?;
+        let person = self.stores.people.by_id(id).ok_or_else(void)?;
+        let stopped = self.revoked.borrow().stops(&person_subject(&person.id, &person.groups, approval), now).is_some();
+        if stopped || may_approve(&person, approval).is_err() {
+            return Err(void());
+        }
+        Ok(())
+    }
+
+    async fn hold(
+        &self,
+        asking: &Asking<'_>,
+        verdict: Verdict,
+        rule: &ApprovalRule,
+        digest: Sha256,
+    ) -> Result<Permit, Refusal> {
+        let now = self.stores.clock.now();
+        if asking.caller.token.svid_end < now.plus(TO_APPROVE) {
+            tracing::debug!("the requester's certificate ends before the approval could");
+        }
+        let mut changes = self.stores.approvals.changes();
+        let approval = self.ask(asking, &verdict, rule, digest, now).await?;
+        let wait = prefer_wait(&asking.request.head.headers);
+        let deadline = tokio::time::Instant::now() + wait.unwrap_or_default().min(MAX_HOLD);
+        loop {
+            let current = self.stores.approvals.get(&approval.id).await?.unwrap_or_else(|| approval.clone());
+            match current.state {
+                ApprovalState::Approved if wait.is_some() => {
+                    let again = self.decide_again(asking)?;
+                    return self.consume(asking, again, &current).await;
+                }
+                ApprovalState::Pending => {}
+                ApprovalState::Denied => {
+                    return Err(Refusal::new(403, "approval-denied", "a person denied it, which is final"));
+                }
+                _ => return Err(waiting(&current, &verdict, wait.is_some())),
+            }
+            if tokio::time::timeout_at(deadline, changes.changed()).await.is_err() {
+                return Err(waiting(&current, &verdict, wait.is_some()));
+            }
+        }
+    }
+
+    async fn ask(
+        &self,
+        asking: &Asking<'_>,
+        verdict: &Verdict,
+        rule: &ApprovalRule,
+        digest: Sha256,
+        now: Timestamp,
+    ) -> Result<Approval, Refusal> {
+        let principal = &asking.intent.principal;
+        let new = Approval {
+            id: entropy::random_id(),
+            state: ApprovalState::Pending,
+            version: 1,
+            request_sha256: digest,
+            requester: principal.spiffe_id.clone(),
+            jkt: asking.caller.jkt(),
+            answerable: std::iter::once(principal.owner.clone()).chain(principal.sponsor.clone()).collect(),
+            shown: shown(asking),
+            rule: verdict.rule().to_owned(),
+            policy_version: verdict.policy_version.clone(),
+            group: rule.group.clone(),
+            created_at: now,
+            expires_at: now.plus(TO_APPROVE),
+            decided_by: None,
+            proved_by: None,
+            reason: None,
+        };
+        match self.stores.approvals.ask(&new, now).await? {
+            Asked::New(approval) => {
+                self.log_approval(&approval).await?;
+                metrics::counter!("popgate_approvals_asked_total").increment(1);
+                tracing::info!(approval = approval.id, requester = %approval.requester, operation = approval.shown.operation, "a request waits for approval");
+                Ok(approval)
+            }
+            Asked::Folded(approval) => Ok(approval),
+            Asked::QuotaReached => Err(Refusal {
+                retry_after: Some(60),
+                ..Refusal::new(429, "approval-quota", "too many requests of this workload wait for approval")
+            }),
+        }
+    }
+
+    /// While a request was held, its token may have ended, its workload may have been stopped, and policy may have changed.
+    fn decide_again(&self, asking: &Asking<'_>) -> Result<Verdict, Refusal> {
+        let token = &asking.caller.token;
+        let now = self.stores.clock.now();
+        if token.claims.exp <= now {
+            return Err(Refusal::unauthorized(
+                OauthError::InvalidToken,
+                "the token ended while the request was held; send it again",
+            ));
+        }
+        self.standing(token, now)?;
+        let rules = self.rules.load();
+        let verdict = authorize::decide(&rules.policy, asking.caller, asking.intent)?;
+        if verdict.policy_version != asking.rules.policy.version() {
+            return Err(Refusal::new(
+                403,
+                "approval-mismatch",
+                "the policy changed while the request was held; ask again",
+            ));
+        }
+        Ok(verdict)
+    }
+
+    /// Makes a change of an approval durable in the log.
+    pub async fn log_approval(&self, approval: &Approval) -> Result<(), Refusal> {
+        let person = approval.decided_by.clone().map(entropy::seal);
+        let event = Event::ApprovalChanged(ApprovalChange {
+            id: approval.id.clone(),
+            state: approval.state,
+            request_sha256: approval.request_sha256,
+            requester: approval.requester.clone(),
+            jkt: approval.jkt,
+            rule: approval.rule.clone(),
+            policy_version: approval.policy_version.clone(),
+            person: person.as_ref().map(crate::domain::digest::Opening::commitment),
+            proved_by: approval.proved_by.clone(),
+        });
+        let openings = person.map(|p| ("person".to_owned(), p)).into_iter().collect();
+        self.stores.evidence.append(Staged { leaf: Leaf { time: self.stores.clock.now(), event }, openings }).await?;
+        Ok(())
+    }
+}
+
+fn person_subject(id: &str, groups: &[String], approval: &Approval) -> crate::domain::revocation::Subject {
+    crate::domain::revocation::Subject {
+        spiffe_id: approval.requester.clone(),
+        person: Some(id.to_owned()),
+        groups: groups.to_vec(),
+        serial: approval.proved_by.as_deref().and_then(|p| p.strip_prefix("certificate:")).map(ToOwned::to_owned),
+        jkt: None,
+        jti: None,
+    }
+}
+
+/// Held no longer: 202 to a client that sent `Prefer`, else 403, so that no plain client takes it for done.
+fn waiting(approval: &Approval, verdict: &Verdict, preferred: bool) -> Refusal {
+    let (status, detail) = if preferred {
+        (
+            202,
+            "accepted for approval; once approved, send the same request again with Popgate-Approval and a fresh proof",
+        )
+    } else {
+        (403, "this needs approval; once approved, send the same request again with Popgate-Approval and a fresh proof")
+    };
+    Refusal {
+        location: Some(format!("/.popgate/approvals/{}", approval.id)),
+        retry_after: Some(5),
+        policy: Some(authorize::reason(verdict)),
+        ..Refusal::new(status, "approval-required", detail)
+    }
+}
+
+/// `Prefer: wait=N` (RFC 7240 section 4.3).
+fn prefer_wait(headers: &HeaderMap) -> Option<Duration> {
+    let values = headers.get_all("prefer").iter().filter_map(|v| v.to_str().ok());
+    values
+        .flat_map(|v| v.split([',', ';']))
+        .find_map(|p| p.trim().strip_prefix("wait=")?.trim_matches('"').parse().ok())
+        .map(Duration::from_secs)
+}
+
+fn digest(asking: &Asking<'_>, verdict: &Verdict) -> Sha256 {
+    let request = asking.request;
+    let headers = headers::bound(&request.head.headers);
+    let content_type =
+        request.head.headers.get(http::header::CONTENT_TYPE).and_then(|v| v.to_str().ok()).unwrap_or_default();
+    CanonicalRequest {
+        method: request.head.method.as_str(),
+        authority: request.origin.authority(),
+        path: request.path.as_str(),
+        query: request.query(),
+        content_type,
+        body: asking.body.map(|b| &b[..]).unwrap_or_default(),
+        headers: &headers,
+        principal: &asking.intent.principal.spiffe_id,
+        jkt: asking.caller.jkt(),
+        rule: verdict.rule(),
+        policy_version: &verdict.policy_version,
+    }
+    .digest()
+}
+
+/// The bound content as an approver sees it: masked by the route's mask; what that cannot read is shown by its length.
+fn shown(asking: &Asking<'_>) -> Shown {
+    let request = asking.request;
+    let content_type =
+        request.head.headers.get(http::header::CONTENT_TYPE).and_then(|v| v.to_str().ok()).map(ToOwned::to_owned);
+    let body = asking.body.cloned().unwrap_or_default();
+    let kind = content_type.as_deref().unwrap_or("application/json");
+    let masked = match &asking.route.mask {
+        Some(rules) => masking::mask_whole(rules, kind, &body).ok(),
+        None => Some(body.to_vec()),
+    };
+    let body = match masked.map(String::from_utf8) {
+        Some(Ok(text)) => text,
+        _ => format!("[{} bytes that cannot be shown]", body.len()),
+    };
+    Shown {
+        method: request.head.method.to_string(),
+        url: format!("{}{}", request.origin.as_str(), request.target()),
+        operation: asking.intent.operation.clone(),
+        object: format!("{}{}", asking.intent.route, asking.intent.object),
+        content_type,
+        body,
+    }
+}

@@ -1,0 +1,93 @@
+//! Caller → Intent → Verdict: which operation on which object, and what policy says.
+
+use bytes::Bytes;
+use serde_json::{Map, Value, json};
+
+use crate::domain::intent::{Intent, Principal};
+use crate::domain::people::operation_matches;
+use crate::domain::refusal::{OauthError, PolicyReason, Refusal};
+use crate::domain::time::Timestamp;
+use crate::domain::verdict::{Decision, Verdict};
+use crate::gateway::authenticate::Caller;
+use crate::gateway::routes::Route;
+use crate::protocol::operation::{self, Matched};
+use crate::protocol::policy::PolicyEngine;
+
+/// The named operation of a request; what no operation lists is denied.
+pub fn classify<'a>(route: &'a Route, method: &str, path: &str, policy: &PolicyEngine) -> Result<Matched<'a>, Refusal> {
+    operation::classify(&route.operations, method, path).ok_or_else(|| Refusal {
+        policy: Some(PolicyReason {
+            rule: "unlisted".into(),
+            policy_version: policy.version().to_owned(),
+            fix: Some("ask the operator to list this method and path as an operation of the route".into()),
+        }),
+        ..Refusal::new(403, "unlisted", "no operation of this route has this method and path")
+    })
+}
+
+/// Builds the question. Fields of the body are read only where the operation declares them.
+pub fn intent(
+    caller: &Caller,
+    route: &Route,
+    matched: &Matched<'_>,
+    body: Option<&Bytes>,
+    method: &str,
+    now: Timestamp,
+) -> Result<Intent, Refusal> {
+    let mut context = Map::new();
+    context.insert("method".into(), method.into());
+    context.insert("time".into(), now.unix().into());
+    context.insert("scope".into(), caller.token.claims.scopes().collect::<Vec<_>>().into());
+    context.insert("client_certificate".into(), caller.token.claims.x5t_s256.is_some().into());
+    context.insert("params".into(), json!(matched.params));
+    if !matched.operation.body.is_empty() {
+        let fields = operation::body_fields(&matched.operation.body, body.map(|b| &b[..]).unwrap_or_default());
+        let fields = fields.map_err(|e| Refusal::new(400, "body", e.to_string()))?;
+        context.insert("body".into(), Value::Object(fields));
+    }
+    Ok(Intent {
+        principal: Principal {
+            spiffe_id: caller.token.claims.sub.clone(),
+            groups: caller.entry.groups.clone(),
+            owner: caller.entry.owner.clone(),
+            sponsor: caller.entry.sponsor.clone(),
+        },
+        operation: matched.operation.name.clone(),
+        route: route.name.clone(),
+        object: matched.object.clone(),
+        context,
+    })
+}
+
+/// Decides. A `forbid` is answered before a scope that is too small; both before anything is done.
+pub fn decide(policy: &PolicyEngine, caller: &Caller, intent: &Intent) -> Result<Verdict, Refusal> {
+    let verdict = policy.decide(intent);
+    let forbidden = verdict.decision == Decision::Deny;
+    if forbidden && !verdict.rules.is_empty() {
+        return Err(denied(&verdict));
+    }
+    let in_scope = caller.token.claims.scopes().any(|s| operation_matches(s, &intent.operation));
+    if !in_scope {
+        let detail = format!("the token's scope does not cover {}", intent.operation);
+        return Err(Refusal { policy: Some(reason(&verdict)), ..Refusal::new(403, "insufficient-scope", detail) }
+            .with_error(OauthError::InsufficientScope));
+    }
+    if forbidden { Err(denied(&verdict)) } else { Ok(verdict) }
+}
+
+fn denied(verdict: &Verdict) -> Refusal {
+    let detail = match &verdict.reason {
+        Some(reason) => format!("policy denies this: {reason}"),
+        None => format!("policy denies this by rule {}", verdict.rule()),
+    };
+    Refusal { policy: Some(reason(verdict)), ..Refusal::new(403, "policy", detail) }
+}
+
+/// What a refusal tells of the decision.
+pub fn reason(verdict: &Verdict) -> PolicyReason {
+    PolicyReason {
+        rule: verdict.rule().to_owned(),
+        policy_version: verdict.policy_version.clone(),
+        fix: verdict.fix.clone(),
+    }
+}

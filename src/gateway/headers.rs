@@ -1,0 +1,191 @@
+//! Which headers pass, which are written, and which never do.
+
+use http::header::{self, HeaderMap, HeaderName, HeaderValue};
+
+/// Headers of one hop (RFC 9110 §7.6.1), and what would frame the message anew.
+const HOP: [&str; 9] = [
+    "connection",
+    "keep-alive",
+    "proxy-connection",
+    "proxy-authenticate",
+    "proxy-authorization",
+    "te",
+    "trailer",
+    "transfer-encoding",
+    "upgrade",
+];
+
+/// Headers from outside that upstream would believe, and our own.
+const CLAIMS: [&str; 12] = [
+    "authorization",
+    "dpop",
+    "txn-token",
+    "forwarded",
+    "x-forwarded-for",
+    "x-forwarded-host",
+    "x-forwarded-proto",
+    "x-forwarded-port",
+    "x-real-ip",
+    "popgate-approval",
+    "popgate-request-id",
+    "client-cert",
+];
+
+/// Response headers that a changed body would make false.
+const ABOUT_BODY: [&str; 8] =
+    ["content-length", "etag", "digest", "content-digest", "repr-digest", "content-md5", "accept-ranges", "signature"];
+
+/// Headers that vary from one try to the next and change nothing upstream acts on; approvals do not bind them.
+const VOLATILE: [&str; 10] = [
+    "accept",
+    "accept-encoding",
+    "accept-language",
+    "user-agent",
+    "host",
+    "content-length",
+    "prefer",
+    "traceparent",
+    "tracestate",
+    "date",
+];
+
+fn named_by_connection(headers: &HeaderMap) -> Vec<HeaderName> {
+    let values = headers.get_all(header::CONNECTION).iter().filter_map(|v| v.to_str().ok());
+    values.flat_map(|v| v.split(',')).filter_map(|n| n.trim().parse().ok()).collect()
+}
+
+fn remove_hop(headers: &mut HeaderMap) {
+    for name in named_by_connection(headers) {
+        headers.remove(name);
+    }
+    for name in HOP {
+        headers.remove(name);
+    }
+}
+
+/// The headers that upstream gets, before ours are added.
+pub fn towards_upstream(client: &HeaderMap, masked: bool) -> HeaderMap {
+    let mut headers = client.clone();
+    remove_hop(&mut headers);
+    for name in CLAIMS {
+        headers.remove(name);
+    }
+    for name in [header::HOST, header::CONTENT_LENGTH, header::EXPECT] {
+        headers.remove(name);
+    }
+    if masked {
+        headers.remove(header::RANGE);
+        headers.remove(header::IF_RANGE);
+        headers.insert(header::ACCEPT_ENCODING, HeaderValue::from_static("identity"));
+    }
+    headers
+}
+
+/// The headers that the client gets, before ours are added. A value that holds an injected credential goes.
+pub fn towards_client(upstream: &HeaderMap, masked: bool, secret: Option<&[u8]>) -> HeaderMap {
+    let mut headers = upstream.clone();
+    remove_hop(&mut headers);
+    let ours: Vec<HeaderName> =
+        headers.keys().filter(|n| n.as_str().starts_with("popgate-") || n.as_str() == "dpop-nonce").cloned().collect();
+    for name in ours {
+        headers.remove(name);
+    }
+    if headers.get_all(header::WWW_AUTHENTICATE).iter().any(|v| v.as_bytes().to_ascii_lowercase().starts_with(b"dpop"))
+    {
+        headers.remove(header::WWW_AUTHENTICATE);
+    }
+    if masked {
+        for name in ABOUT_BODY {
+            headers.remove(name);
+        }
+    }
+    if let Some(secret) = secret.filter(|s| !s.is_empty()) {
+        let leaking: Vec<HeaderName> = headers
+            .iter()
+            .filter(|(_, v)| memchr::memmem::find(v.as_bytes(), secret).is_some())
+            .map(|(n, _)| n.clone())
+            .collect();
+        for name in leaking {
+            headers.remove(name);
+        }
+    }
+    headers
+}
+
+/// The headers that an approval binds: all that upstream gets, less the volatile ones; sorted.
+pub fn bound(client: &HeaderMap) -> Vec<(String, String)> {
+    let mut bound: Vec<(String, String)> = towards_upstream(client, false)
+        .iter()
+        .filter(|(n, _)| !VOLATILE.contains(&n.as_str()) && *n != header::CONTENT_TYPE)
+        .map(|(n, v)| (n.as_str().to_owned(), String::from_utf8_lossy(v.as_bytes()).into_owned()))
+        .collect();
+    bound.sort();
+    bound
+}
+
+/// Names and values for a recording: credentials and cookies have no place in it.
+pub fn recorded(headers: &HeaderMap) -> Vec<(String, String)> {
+    const NEVER: [&str; 8] =
+        ["authorization", "dpop", "cookie", "set-cookie", "proxy-authorization", "txn-token", "x-api-key", "api-key"];
+    headers
+        .iter()
+        .filter(|(n, v)| !NEVER.contains(&n.as_str()) && !v.is_sensitive())
+        .map(|(n, v)| (n.as_str().to_owned(), String::from_utf8_lossy(v.as_bytes()).into_owned()))
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn map(pairs: &[(&str, &str)]) -> HeaderMap {
+        let mut headers = HeaderMap::new();
+        for (n, v) in pairs {
+            headers.append(n.parse::<HeaderName>().expect("name"), v.parse().expect("value"));
+        }
+        headers
+    }
+
+    #[test]
+    fn upstream_gets_no_credential_no_claim_and_no_hop_header() {
+        let client = map(&[
+            ("authorization", "DPoP t"),
+            ("dpop", "p"),
+            ("txn-token", "forged"),
+            ("x-forwarded-for", "1.2.3.4"),
+            ("connection", "x-secret, close"),
+            ("x-secret", "1"),
+            ("te", "trailers"),
+            ("range", "bytes=0-1"),
+            ("x-app", "kept"),
+        ]);
+        let upstream = towards_upstream(&client, true);
+        let names: Vec<&str> = upstream.keys().map(HeaderName::as_str).collect();
+        assert_eq!(names.len(), 2, "{names:?}");
+        assert_eq!(upstream["x-app"], "kept");
+        assert_eq!(upstream["accept-encoding"], "identity");
+    }
+
+    #[test]
+    fn the_client_gets_no_challenge_nonce_or_credential_of_upstream() {
+        let upstream = map(&[
+            ("dpop-nonce", "n"),
+            ("popgate-request-id", "forged"),
+            ("www-authenticate", "DPoP error=\"x\""),
+            ("etag", "\"1\""),
+            ("content-length", "5"),
+            ("x-echo", "key hunter2!"),
+            ("x-app", "kept"),
+        ]);
+        let client = towards_client(&upstream, true, Some(b"hunter2"));
+        assert_eq!(client.keys().map(HeaderName::as_str).collect::<Vec<_>>(), ["x-app"]);
+        assert!(towards_client(&upstream, false, None).contains_key("etag"));
+    }
+
+    #[test]
+    fn a_recording_has_no_credential_headers() {
+        let headers =
+            map(&[("authorization", "DPoP t"), ("DPoP", "p"), ("cookie", "c"), ("set-cookie", "c"), ("x-app", "v")]);
+        assert_eq!(recorded(&headers), [("x-app".to_owned(), "v".to_owned())]);
+    }
+}

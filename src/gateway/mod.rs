@@ -1,0 +1,16 @@
+//! The gateway plane. `serve` is one request, top to bottom; the other files are its steps.
+
+pub mod answer;
+pub mod approve;
+pub mod authenticate;
+pub mod authorize;
+pub mod config;
+pub mod forward;
+pub mod headers;
+pub mod mask;
+pub mod pump;
+pub mod record;
+pub mod routes;
+pub mod serve;
+pub mod tokens;
+pub mod wellknown;

@@ -1,0 +1,201 @@
+//! Moves a response from upstream to the client: masks, records, and cuts it when its caller is stopped.
+
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::HeaderMap;
+use http_body_util::BodyExt as _;
+use hyper::body::{Body, Frame, Incoming};
+use tokio::sync::mpsc;
+use tokio::time::{Instant, timeout};
+
+use crate::domain::revocation::Subject;
+use crate::domain::time::Timestamp;
+use crate::gateway::mask::Treatment;
+use crate::gateway::record::Exchange;
+use crate::net::body::{AnyBody, BoxError};
+use crate::protocol::masking::Masker;
+use crate::store::Stores;
+
+const AHEAD: usize = 16;
+
+/// Why a stream was ended before upstream ended it.
+#[derive(Clone, Copy, Debug, Eq, PartialEq, strum::IntoStaticStr)]
+#[strum(serialize_all = "snake_case")]
+enum Cut {
+    Revoked,
+    Expired,
+    Masked,
+    Unrecorded,
+    Upstream,
+    Silent,
+    ClientGone,
+}
+
+/// What bounds a stream.
+pub struct Bounds {
+    /// Whom it is for; a stop of any part of it ends the stream.
+    pub subject: Subject,
+    /// When it ends at the latest.
+    pub until: Timestamp,
+    /// How long upstream may be silent.
+    pub idle: Duration,
+    /// Whether the client reads server-sent events, so that it can be told why.
+    pub events: bool,
+}
+
+/// Starts the pump and gives the client's end of it.
+pub fn start(upstream: Incoming, treatment: Treatment, exchange: Exchange, bounds: Bounds, stores: Stores) -> AnyBody {
+    let (sender, receiver) = mpsc::channel(AHEAD);
+    let exact = matches!(treatment, Treatment::Plain).then(|| upstream.size_hint().exact()).flatten();
+    tokio::spawn(run(upstream, treatment, exchange, bounds, stores, sender));
+    ClientEnd { receiver, exact, ended: false }.boxed_unsync()
+}
+
+async fn run(
+    mut upstream: Incoming,
+    mut treatment: Treatment,
+    exchange: Exchange,
+    bounds: Bounds,
+    stores: Stores,
+    client: mpsc::Sender<Result<Frame<Bytes>, BoxError>>,
+) {
+    let outcome = relay(&mut upstream, &mut treatment, &exchange, &bounds, &stores, &client).await;
+    if let Treatment::Masked(masker) = &treatment {
+        exchange.masked(masker.counts());
+    }
+    match outcome {
+        Ok(()) => exchange.seal("complete"),
+        Err(cut) => {
+            let name = <&str>::from(cut);
+            tracing::info!(why = name, spiffe_id = %bounds.subject.spiffe_id, "a response was cut");
+            metrics::counter!("popgate_streams_cut_total", "why" => name).increment(1);
+            if bounds.events && cut != Cut::ClientGone {
+                tell(&exchange, &client, name).await;
+            }
+            // Sealed before the reset goes out, so that the log knows it first.
+            exchange.seal(name);
+            let _ = client.send(Err(h2::Error::from(h2::Reason::CANCEL).into())).await;
+        }
+    }
+}
+
+/// The last event of a stream that is cut.
+async fn tell(exchange: &Exchange, client: &mpsc::Sender<Result<Frame<Bytes>, BoxError>>, name: &str) {
+    let event = format!(
+        "event: error\ndata: {{\"type\":\"urn:popgate:problem:{name}\",\"detail\":\"the gateway ended this stream\"}}\n\n"
+    );
+    if exchange.response_chunk(event.as_bytes()).is_ok() {
+        let _ = timeout(Duration::from_secs(1), client.send(Ok(Frame::data(event.into())))).await;
+    }
+}
+
+async fn relay(
+    upstream: &mut Incoming,
+    treatment: &mut Treatment,
+    exchange: &Exchange,
+    bounds: &Bounds,
+    stores: &Stores,
+    client: &mpsc::Sender<Result<Frame<Bytes>, BoxError>>,
+) -> Result<(), Cut> {
+    let mut revoked = stores.revocations.watch();
+    let end = Instant::now() + bounds.until.since(stores.clock.now());
+    loop {
+        if revoked.borrow_and_update().stops(&bounds.subject, stores.clock.now()).is_some() {
+            return Err(Cut::Revoked);
+        }
+        let frame = tokio::select! {
+            biased;
+            _ = revoked.changed() => continue,
+            () = tokio::time::sleep_until(end) => return Err(Cut::Expired),
+            () = client.closed() => return Err(Cut::ClientGone),
+            frame = timeout(bounds.idle, upstream.frame()) => frame.map_err(|_| Cut::Silent)?,
+        };
+        match frame {
+            None => break,
+            Some(Err(_)) => return Err(Cut::Upstream),
+            Some(Ok(frame)) => pass(frame, treatment, exchange, client).await?,
+        }
+    }
+    if let Treatment::Masked(masker) = treatment {
+        let mut rest = Vec::new();
+        masker.finish(&mut rest).map_err(|_| Cut::Masked)?;
+        release(rest.into(), exchange, client).await?;
+    }
+    Ok(())
+}
+
+async fn pass(
+    frame: Frame<Bytes>,
+    treatment: &mut Treatment,
+    exchange: &Exchange,
+    client: &mpsc::Sender<Result<Frame<Bytes>, BoxError>>,
+) -> Result<(), Cut> {
+    match frame.into_data() {
+        Ok(chunk) => {
+            exchange.upstream_chunk(chunk.len());
+            let chunk = match treatment {
+                Treatment::Plain => chunk,
+                Treatment::Masked(masker) => masked(masker, &chunk)?,
+            };
+            release(chunk, exchange, client).await
+        }
+        // A mask does not read trailers, so where there is one they stay behind.
+        Err(frame) => match (treatment, frame.into_trailers()) {
+            (Treatment::Plain, Ok(trailers)) => trail(trailers, client).await,
+            _ => Ok(()),
+        },
+    }
+}
+
+fn masked(masker: &mut Masker, chunk: &[u8]) -> Result<Bytes, Cut> {
+    let mut out = Vec::with_capacity(chunk.len());
+    masker.push(chunk, &mut out).map_err(|_| Cut::Masked)?;
+    Ok(out.into())
+}
+
+/// Records, then sends: nothing reaches the client that the recording does not have.
+async fn release(
+    chunk: Bytes,
+    exchange: &Exchange,
+    client: &mpsc::Sender<Result<Frame<Bytes>, BoxError>>,
+) -> Result<(), Cut> {
+    if chunk.is_empty() {
+        return Ok(());
+    }
+    exchange.response_chunk(&chunk).map_err(|_| Cut::Unrecorded)?;
+    client.send(Ok(Frame::data(chunk))).await.map_err(|_| Cut::ClientGone)
+}
+
+async fn trail(trailers: HeaderMap, client: &mpsc::Sender<Result<Frame<Bytes>, BoxError>>) -> Result<(), Cut> {
+    client.send(Ok(Frame::trailers(trailers))).await.map_err(|_| Cut::ClientGone)
+}
+
+/// The body that the client reads.
+struct ClientEnd {
+    receiver: mpsc::Receiver<Result<Frame<Bytes>, BoxError>>,
+    exact: Option<u64>,
+    ended: bool,
+}
+
+impl Body for ClientEnd {
+    type Data = Bytes;
+    type Error = BoxError;
+
+    fn poll_frame(
+        mut self: std::pin::Pin<&mut Self>,
+        cx: &mut std::task::Context<'_>,
+    ) -> std::task::Poll<Option<Result<Frame<Bytes>, BoxError>>> {
+        let next = std::task::ready!(self.receiver.poll_recv(cx));
+        self.ended = next.is_none();
+        std::task::Poll::Ready(next)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.ended
+    }
+
+    fn size_hint(&self) -> hyper::body::SizeHint {
+        self.exact.map_or_else(hyper::body::SizeHint::default, hyper::body::SizeHint::with_exact)
+    }
+}

@@ -1,0 +1,254 @@
+//! One admitted exchange: its opening leaf, its recording, its counters, and its one closing leaf.
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use http::{HeaderMap, StatusCode};
+
+use crate::domain::digest::{Hasher, Opening};
+use crate::domain::leaf::{Admission, Completion, Event, Leaf, Staged};
+use crate::domain::recording::FrameKind;
+use crate::domain::refusal::Refusal;
+use crate::domain::spiffe_id::SpiffeId;
+use crate::domain::time::Timestamp;
+use crate::gateway::approve::{Asking, Permit};
+use crate::gateway::config::RecordMode;
+use crate::gateway::headers;
+use crate::gateway::serve::Gateway;
+use crate::protocol::masking::{Counts, Masker};
+use crate::protocol::transcript::Head;
+use crate::store::evidence::Recording;
+use crate::store::{Stores, Unavailable, entropy};
+
+/// An exchange between its opening and its closing leaf. Shared by the two directions.
+#[derive(Clone)]
+pub struct Exchange(Arc<Mutex<Inner>>);
+
+struct Inner {
+    stores: Stores,
+    request_id: String,
+    spiffe_id: SpiffeId,
+    began: Timestamp,
+    recording: Option<Box<dyn Recording>>,
+    /// Masks what is recorded of the request; none: recorded as it is.
+    request_mask: RequestMask,
+    request: (u64, Hasher),
+    response: (u64, Hasher),
+    upstream_bytes: u64,
+    masked: Counts,
+    status: u16,
+    sealed: bool,
+}
+
+enum RequestMask {
+    Plain,
+    Masked(Box<Masker>),
+    /// The mask cannot read it, so it is counted and not kept.
+    Omitted,
+}
+
+impl Gateway {
+    /// Makes the opening leaf durable and begins the recording, before upstream is dialled.
+    pub async fn open(&self, asking: &Asking<'_>, permit: &Permit) -> Result<Exchange, Refusal> {
+        let request = asking.request;
+        let recording = match self.stores.evidence.record(&request.id) {
+            _ if asking.route.record == RecordMode::Off => None,
+            Ok(recording) => Some(recording),
+            Err(error) if asking.route.record == RecordMode::Degraded => {
+                tracing::error!(%error, request_id = request.id, "not recorded, and the route lets it pass");
+                metrics::counter!("popgate_unrecorded_total").increment(1);
+                None
+            }
+            Err(error) => return Err(error.into()),
+        };
+        let (leaf, openings) = self.admission(asking, permit, recording.is_some());
+        self.stores.evidence.append(Staged { leaf, openings }).await?;
+        let mut inner = Inner {
+            stores: self.stores.clone(),
+            request_id: request.id.clone(),
+            spiffe_id: asking.intent.principal.spiffe_id.clone(),
+            began: self.stores.clock.now(),
+            recording,
+            request_mask: request_mask(asking),
+            request: (0, Hasher::default()),
+            response: (0, Hasher::default()),
+            upstream_bytes: 0,
+            masked: Counts::new(),
+            status: 0,
+            sealed: false,
+        };
+        let line = format!("{} {}{}", request.head.method, request.origin.as_str(), request.target());
+        inner.head(FrameKind::RequestHead, line, &request.head.headers)?;
+        Ok(Exchange(Arc::new(Mutex::new(inner))))
+    }
+
+    fn admission(&self, asking: &Asking<'_>, permit: &Permit, recorded: bool) -> (Leaf, BTreeMap<String, Opening>) {
+        let request = asking.request;
+        let openings: BTreeMap<String, Opening> = [
+            ("proof".to_owned(), entropy::seal(asking.caller.proof.expose())),
+            ("target".to_owned(), entropy::seal(request.target())),
+            ("object".to_owned(), entropy::seal(asking.intent.object.clone())),
+        ]
+        .into();
+        let commitment = |name: &str| openings[name].commitment();
+        let event = Event::Admission(Admission {
+            request_id: request.id.clone(),
+            spiffe_id: asking.intent.principal.spiffe_id.clone(),
+            jkt: asking.caller.jkt(),
+            token_sha256: asking.caller.token_sha256,
+            proof: commitment("proof"),
+            method: request.head.method.to_string(),
+            target: commitment("target"),
+            route: asking.route.name.clone(),
+            operation: asking.intent.operation.clone(),
+            object: commitment("object"),
+            rules: permit.verdict().rules.clone(),
+            policy_version: permit.verdict().policy_version.clone(),
+            approval: permit.consumed().cloned(),
+            recorded,
+        });
+        (Leaf { time: self.stores.clock.now(), event }, openings)
+    }
+}
+
+fn request_mask(asking: &Asking<'_>) -> RequestMask {
+    let Some(rules) = &asking.route.mask else { return RequestMask::Plain };
+    let kind = asking.request.head.headers.get(http::header::CONTENT_TYPE).and_then(|v| v.to_str().ok());
+    match Masker::for_content_type(rules, kind.unwrap_or_default()) {
+        Ok(masker) => RequestMask::Masked(Box::new(masker)),
+        Err(_) => RequestMask::Omitted,
+    }
+}
+
+impl Inner {
+    fn frame(&mut self, kind: FrameKind, payload: &[u8]) -> Result<(), Unavailable> {
+        match &mut self.recording {
+            Some(recording) if !payload.is_empty() => recording.frame(kind, payload),
+            _ => Ok(()),
+        }
+    }
+
+    fn head(&mut self, kind: FrameKind, line: String, headers: &HeaderMap) -> Result<(), Unavailable> {
+        if self.recording.is_none() {
+            return Ok(());
+        }
+        let head = Head { line, headers: headers::recorded(headers) };
+        let payload = serde_json::to_vec(&head).expect("a head is strings");
+        self.frame(kind, &payload)
+    }
+}
+
+impl Exchange {
+    fn lock(&self) -> std::sync::MutexGuard<'_, Inner> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// A piece of the request's body has passed.
+    pub fn request_chunk(&self, chunk: &[u8]) -> Result<(), Unavailable> {
+        let mut guard = self.lock();
+        let inner = &mut *guard;
+        inner.request.0 += chunk.len() as u64;
+        inner.request.1.update(chunk);
+        let mut kept = Vec::new();
+        match &mut inner.request_mask {
+            RequestMask::Plain => kept.extend_from_slice(chunk),
+            RequestMask::Omitted => {}
+            RequestMask::Masked(masker) => {
+                if masker.push(chunk, &mut kept).is_err() {
+                    inner.request_mask = RequestMask::Omitted;
+                }
+            }
+        }
+        inner.frame(FrameKind::RequestBody, &kept)
+    }
+
+    /// The request's body has ended.
+    pub fn request_end(&self) -> Result<(), Unavailable> {
+        let mut guard = self.lock();
+        let inner = &mut *guard;
+        let mut kept = Vec::new();
+        if let RequestMask::Masked(masker) = &mut inner.request_mask {
+            let _ = masker.finish(&mut kept);
+        }
+        inner.request_mask = RequestMask::Omitted;
+        inner.frame(FrameKind::RequestBody, &kept)
+    }
+
+    /// The response's head is about to go to the client.
+    pub fn response_head(&self, status: StatusCode, headers: &HeaderMap) -> Result<(), Unavailable> {
+        let mut inner = self.lock();
+        inner.status = status.as_u16();
+        inner.head(FrameKind::ResponseHead, status.as_u16().to_string(), headers)
+    }
+
+    /// Upstream sent this many bytes.
+    pub fn upstream_chunk(&self, length: usize) {
+        self.lock().upstream_bytes += length as u64;
+    }
+
+    /// A piece of the response is about to go to the client.
+    pub fn response_chunk(&self, chunk: &[u8]) -> Result<(), Unavailable> {
+        let mut inner = self.lock();
+        inner.response.0 += chunk.len() as u64;
+        inner.response.1.update(chunk);
+        inner.frame(FrameKind::ResponseBody, chunk)
+    }
+
+    /// What has been masked in the response.
+    pub fn masked(&self, counts: Counts) {
+        self.lock().masked = counts;
+    }
+
+    /// Ends the exchange: the recording first, then its one closing leaf.
+    pub fn seal(&self, how: &str) {
+        self.lock().seal(how);
+    }
+}
+
+impl Inner {
+    fn seal(&mut self, how: &str) {
+        if std::mem::replace(&mut self.sealed, true) {
+            return;
+        }
+        let recording_sha256 = match self.recording.take().map(|r| r.finish(how)) {
+            None => None,
+            Some(Ok(digest)) => Some(digest),
+            Some(Err(error)) => {
+                tracing::error!(%error, request_id = self.request_id, "a recording could not be ended");
+                None
+            }
+        };
+        let now = self.stores.clock.now();
+        let completion = Completion {
+            request_id: self.request_id.clone(),
+            spiffe_id: self.spiffe_id.clone(),
+            status: self.status,
+            request_bytes: self.request.0,
+            request_sha256: self.request.1.so_far(),
+            response_bytes: self.response.0,
+            response_sha256: self.response.1.so_far(),
+            upstream_bytes: self.upstream_bytes,
+            masked: self.masked.clone(),
+            recording_sha256,
+            ended: how.to_owned(),
+            duration_ms: u64::try_from(now.since(self.began).as_millis()).unwrap_or(u64::MAX),
+        };
+        observe(&completion, now.since(self.began));
+        self.stores.evidence.note(Staged::plain(now, Event::Completion(completion)));
+    }
+}
+
+/// An exchange that is dropped unsealed was abandoned: the client went, or the task was ended.
+impl Drop for Inner {
+    fn drop(&mut self) {
+        self.seal("abandoned");
+    }
+}
+
+fn observe(completion: &Completion, took: Duration) {
+    metrics::histogram!("popgate_exchange_seconds").record(took.as_secs_f64());
+    for (kind, n) in &completion.masked {
+        metrics::counter!("popgate_masked_total", "kind" => kind.clone()).increment(*n);
+    }
+}

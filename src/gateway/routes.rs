@@ -1,0 +1,258 @@
+//! The checked form of routes, masks and policies: everything that a reload replaces at once.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use crate::gateway::config::{Access, InjectConfig, MaskConfig, OperationConfig, RecordMode, RouteConfig};
+use crate::gateway::forward::Upstream;
+use crate::net::files;
+use crate::protocol::htu::{Htu, Origin};
+use crate::protocol::masking::path::FieldPath;
+use crate::protocol::masking::{EntityKind, FieldAction, FieldRule, MaskRules, Strategy};
+use crate::protocol::operation::{BodyField, Operation};
+use crate::protocol::policy::{PolicyEngine, PolicyError, PolicySource};
+use crate::protocol::template::Template;
+
+/// Why the rules cannot be used. The texts name the key and what it may be.
+#[derive(Debug, thiserror::Error)]
+pub enum RuleError {
+    #[error("route {route:?}: {what}")]
+    Route { route: String, what: String },
+    #[error("mask {mask:?}: {what}")]
+    Mask { mask: String, what: String },
+    #[error("routes {0:?} and {1:?} match the same paths, and neither is more specific")]
+    Tie(String, String),
+    #[error("two routes are named {0:?}")]
+    Duplicate(String),
+    #[error(transparent)]
+    Policy(#[from] PolicyError),
+    #[error(transparent)]
+    File(#[from] files::FileError),
+}
+
+/// One route, checked.
+pub struct Route {
+    /// Name.
+    pub name: String,
+    /// Path template.
+    pub path: Template,
+    /// Absolute resource URL, the audience of its tokens.
+    pub resource: String,
+    /// Where it goes.
+    pub upstream: Upstream,
+    /// What is masked.
+    pub mask: Option<Arc<MaskRules>>,
+    /// Whether exchanges are recorded.
+    pub record: RecordMode,
+    /// The upstream's own credential.
+    pub inject: Option<Inject>,
+    /// What a caller must bring.
+    pub access: Access,
+    /// Whether each proof needs a nonce.
+    pub nonce_required: bool,
+    /// Whether streams end with their token.
+    pub ends_with_token: bool,
+    /// Operations.
+    pub operations: Vec<Operation>,
+}
+
+/// An injected credential, re-read when its file changes.
+pub struct Inject {
+    /// Header that carries it.
+    pub header: http::HeaderName,
+    prefix: String,
+    file: PathBuf,
+}
+
+impl Inject {
+    /// The credential now: the header's value and the bare secret.
+    pub fn read(&self) -> Result<(http::HeaderValue, Vec<u8>), files::FileError> {
+        let secret = files::read_secret(&self.file)?;
+        let mut value = http::HeaderValue::from_str(&format!("{}{}", self.prefix, secret.as_str()))
+            .unwrap_or_else(|_| http::HeaderValue::from_static(""));
+        value.set_sensitive(true);
+        Ok((value, secret.as_bytes().to_vec()))
+    }
+}
+
+/// Everything that decides about requests; a reload replaces it whole.
+pub struct Rules {
+    routes: Vec<Route>,
+    /// Decides.
+    pub policy: PolicyEngine,
+}
+
+/// What rules are made from.
+pub struct RuleSources<'a> {
+    /// `[[route]]`.
+    pub routes: &'a [RouteConfig],
+    /// `[mask.NAME]`.
+    pub masks: &'a BTreeMap<String, MaskConfig>,
+    /// Policy files.
+    pub policies: &'a [PolicySource],
+    /// What relative files are relative to.
+    pub base: &'a Path,
+    /// What relative resources are relative to.
+    pub origin: &'a Origin,
+}
+
+impl Rules {
+    /// Checks everything; the first fault is told.
+    pub fn load(sources: &RuleSources<'_>) -> Result<Self, RuleError> {
+        let mut masks = BTreeMap::new();
+        for (name, config) in sources.masks {
+            masks.insert(name.as_str(), mask(name, config)?);
+        }
+        let mut routes = Vec::new();
+        for config in sources.routes {
+            routes.push(route(config, &masks, sources)?);
+        }
+        check_ties(&routes)?;
+        let operations: Vec<Operation> = routes.iter().flat_map(|r| r.operations.clone()).collect();
+        let policy = PolicyEngine::load(sources.policies, &operations)?;
+        routes.sort_by_key(|r| std::cmp::Reverse(r.path.rank()));
+        Ok(Self { routes, policy })
+    }
+
+    /// The most specific route of a path.
+    pub fn route(&self, path: &str) -> Option<&Route> {
+        self.routes.iter().find(|r| r.path.matches(path).is_some())
+    }
+
+    /// All routes.
+    pub fn routes(&self) -> &[Route] {
+        &self.routes
+    }
+}
+
+fn check_ties(routes: &[Route]) -> Result<(), RuleError> {
+    for (i, a) in routes.iter().enumerate() {
+        for b in &routes[i + 1..] {
+            if a.name == b.name {
+                return Err(RuleError::Duplicate(a.name.clone()));
+            }
+            if a.path == b.path {
+                return Err(RuleError::Tie(a.name.clone(), b.name.clone()));
+            }
+        }
+    }
+    Ok(())
+}
+
+fn route(
+    config: &RouteConfig,
+    masks: &BTreeMap<&str, Arc<MaskRules>>,
+    sources: &RuleSources<'_>,
+) -> Result<Route, RuleError> {
+    let bad = |what: String| RuleError::Route { route: config.name.clone(), what };
+    let path = Template::parse(&config.matcher.path).map_err(|e| bad(format!("match.path: {e}")))?;
+    let mask = match &config.mask {
+        None => None,
+        Some(name) => Some(masks.get(name.as_str()).cloned().ok_or_else(|| {
+            let known: Vec<&str> = masks.keys().copied().collect();
+            bad(format!("mask {name:?} is not defined; there are: {}", known.join(", ")))
+        })?),
+    };
+    let resource = match config.resource.strip_prefix('/') {
+        Some(_) => format!("{}{}", sources.origin.as_str(), config.resource),
+        None => config.resource.clone(),
+    };
+    Htu::parse(&resource).map_err(|e| bad(format!("resource: {e}")))?;
+    let upstream = Upstream::new(&config.upstream, sources.base).map_err(|e| bad(format!("upstream: {e}")))?;
+    let inject = config.inject.as_ref().map(|i| inject(i, sources.base).map_err(&bad)).transpose()?;
+    let operations = config
+        .operations
+        .iter()
+        .map(|o| operation(o).map_err(|e| bad(format!("operation {:?}: {e}", o.name))))
+        .collect::<Result<_, _>>()?;
+    Ok(Route {
+        name: config.name.clone(),
+        path,
+        resource,
+        upstream,
+        mask,
+        record: config.record,
+        inject,
+        access: config.access,
+        nonce_required: config.nonce_required,
+        ends_with_token: config.ends_with_token,
+        operations,
+    })
+}
+
+fn inject(config: &InjectConfig, base: &Path) -> Result<Inject, String> {
+    let header = config
+        .header
+        .to_ascii_lowercase()
+        .parse()
+        .map_err(|_| format!("inject.header {:?} is not a header name", config.header))?;
+    let inject = Inject { header, prefix: config.prefix.clone(), file: base.join(&config.file) };
+    inject.read().map_err(|e| format!("inject.file: {e}"))?;
+    Ok(inject)
+}
+
+fn operation(config: &OperationConfig) -> Result<Operation, String> {
+    let (method, path) = config.matcher.split_once(' ').ok_or("match has the form \"METHOD /path\"")?;
+    let path = Template::parse(path).map_err(|e| format!("match: {e}"))?;
+    let object = Template::parse(&config.object).map_err(|e| format!("object: {e}"))?;
+    if let Some(unknown) = object.parameters().find(|p| !path.parameters().any(|q| q == *p)) {
+        return Err(format!("object names {{{unknown}}}, which match does not have"));
+    }
+    let body = config
+        .body
+        .iter()
+        .map(|(name, f)| BodyField {
+            name: name.clone(),
+            pointer: f.pointer.clone(),
+            kind: f.kind,
+            optional: f.optional,
+        })
+        .collect();
+    Ok(Operation { name: config.name.clone(), method: method.to_owned(), path, object, body })
+}
+
+fn mask(name: &str, config: &MaskConfig) -> Result<Arc<MaskRules>, RuleError> {
+    use strum::VariantNames as _;
+    let bad = |what: String| RuleError::Mask { mask: name.to_owned(), what };
+    let offered =
+        || EntityKind::VARIANTS.iter().filter(|v| **v != "credential").copied().collect::<Vec<_>>().join(", ");
+    let detector = |d: &String| {
+        let kind = d.parse::<EntityKind>().ok().filter(|k| *k != EntityKind::Credential);
+        kind.ok_or_else(|| bad(format!("detector {d:?} is not one of: {}", offered())))
+    };
+    let strategy = match config.strategy.as_str() {
+        "redact" => Strategy::Redact,
+        "keep-last" => Strategy::KeepLast(config.keep.min(8)),
+        "block" => Strategy::Block,
+        other => return Err(bad(format!("strategy {other:?} is not one of: redact, keep-last, block"))),
+    };
+    let path = |text: &str| FieldPath::parse(text).map_err(|e| bad(e.to_string()));
+    let mut fields = Vec::new();
+    for field in &config.fields {
+        let action = match field.strategy.as_str() {
+            "redact" => FieldAction::Redact,
+            "drop" => FieldAction::Drop,
+            "block" => FieldAction::Block,
+            other => {
+                return Err(bad(format!("field {}: strategy {other:?} is not one of: redact, drop, block", field.path)));
+            }
+        };
+        fields.push(FieldRule { path: path(&field.path)?, action });
+    }
+    let delta: Vec<&str> = match &config.delta {
+        Some(paths) => paths.iter().map(String::as_str).collect(),
+        None => MaskRules::OPENAI_DELTA.to_vec(),
+    };
+    Ok(Arc::new(MaskRules {
+        detectors: config.detectors.iter().map(detector).collect::<Result<_, _>>()?,
+        strategy,
+        fields,
+        delta: delta.into_iter().map(path).collect::<Result<_, _>>()?,
+        exact: Vec::new(),
+    }))
+}
+
+/// Longest time that a client may ask to be held (RFC 7240).
+pub const MAX_HOLD: Duration = Duration::from_secs(25);

@@ -1,0 +1,292 @@
+//! One request, top to bottom: read → Caller → Intent → Verdict → Permit → Exchange → forward → mask → seal → answer.
+//!
+//! Each step takes the previous step's value, so skipping one does not compile.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use arc_swap::ArcSwap;
+use bytes::Bytes;
+use http::request::Parts;
+use http::{Method, Request, Response, header};
+use hyper::body::Incoming as IncomingBody;
+use tokio::sync::watch;
+
+use crate::domain::approval::ApprovalState;
+use crate::domain::refusal::Refusal;
+use crate::domain::revocation::RevocationSet;
+use crate::domain::verdict::{Decision, Verdict};
+use crate::gateway::answer::stamp;
+use crate::gateway::approve::{Asking, TO_APPROVE};
+use crate::gateway::authenticate::{Caller, Demand, Unproved};
+use crate::gateway::authorize;
+use crate::gateway::config::Access;
+use crate::gateway::forward::Outgoing;
+use crate::gateway::headers;
+use crate::gateway::mask;
+use crate::gateway::pump::{self, Bounds};
+use crate::gateway::record::Exchange;
+use crate::gateway::routes::{Route, Rules};
+use crate::gateway::tokens::Caches;
+use crate::net::body::{self, AnyBody, ReadError};
+use crate::net::listener::{Peer, Serve};
+use crate::protocol::dpop::Window;
+use crate::protocol::htu::{CanonicalPath, Origin};
+use crate::protocol::jws::SigningKey;
+use crate::protocol::nonce::NonceKey;
+use crate::store::approvals::Step;
+use crate::store::{Stores, entropy};
+
+/// The plane's state.
+pub struct Gateway {
+    /// What is remembered.
+    pub stores: Stores,
+    /// Our trust domain.
+    pub trust_domain: String,
+    /// The token service's issuer URL.
+    pub issuer: String,
+    /// Origins that `htu` may name; the first is canonical.
+    pub origins: Vec<Origin>,
+    /// Routes, masks and policy in force.
+    pub rules: ArcSwap<Rules>,
+    /// Stops in force.
+    pub revoked: watch::Receiver<Arc<RevocationSet>>,
+    /// Makes and checks nonces.
+    pub nonces: Arc<NonceKey>,
+    /// Accepted ages of proofs.
+    pub window: Window,
+    /// Verified tokens.
+    pub caches: Caches,
+    /// Signs transaction tokens.
+    pub txn_key: SigningKey,
+    /// Largest body that is held whole.
+    pub held_body: usize,
+    /// How long a stream may last.
+    pub stream_max: Duration,
+}
+
+/// A request whose target has one reading.
+pub struct Incoming {
+    /// Key to its evidence.
+    pub id: String,
+    /// Method and headers.
+    pub head: Parts,
+    /// The origin it is for.
+    pub origin: Origin,
+    /// The one path that proof, policy and upstream see.
+    pub path: CanonicalPath,
+}
+
+impl Incoming {
+    /// The query as sent, without its question mark.
+    pub fn query(&self) -> &str {
+        self.head.uri.query().unwrap_or_default()
+    }
+
+    /// Path and query, as upstream gets them.
+    pub fn target(&self) -> String {
+        match self.head.uri.query() {
+            None => self.path.as_str().to_owned(),
+            Some(query) => format!("{}?{query}", self.path.as_str()),
+        }
+    }
+}
+
+/// A [`Gateway`] as a listener's service.
+#[derive(Clone)]
+pub struct GatewayService(pub Arc<Gateway>);
+
+impl Serve for GatewayService {
+    async fn serve(&self, peer: Arc<Peer>, request: Request<IncomingBody>) -> Response<AnyBody> {
+        let request_id = entropy::random_id();
+        let response = self.0.handle(&peer, request, &request_id).await;
+        stamp(response, &request_id)
+    }
+}
+
+impl Gateway {
+    async fn handle(&self, peer: &Peer, request: Request<IncomingBody>, request_id: &str) -> Response<AnyBody> {
+        let path = request.uri().path().to_owned();
+        let (request, body) = match self.read(request, request_id) {
+            Ok(read) => read,
+            Err(refusal) => return self.refuse(request_id, &path, refusal.into()).await,
+        };
+        if let Some(own) = self.own(peer, &request).await {
+            return match own {
+                Ok(response) => response,
+                Err(unproved) => self.refuse(request_id, &path, unproved).await,
+            };
+        }
+        let rules = self.rules.load_full();
+        let route = rules.route(request.path.as_str());
+        match self.authenticate(peer, &request, &demand(route)).await {
+            Err(unproved) => self.refuse(request_id, &path, unproved).await,
+            Ok(caller) => self.proved(&rules, route, &request, body, &caller).await,
+        }
+    }
+
+    /// Gives the target its one reading. `Host` is held against configuration and then forgotten.
+    fn read(&self, request: Request<IncomingBody>, request_id: &str) -> Result<(Incoming, IncomingBody), Refusal> {
+        let (head, body) = request.into_parts();
+        if head.method == Method::CONNECT {
+            return Err(Refusal::new(405, "method", "CONNECT is not served"));
+        }
+        let mut hosts = head.headers.get_all(header::HOST).iter();
+        let (host, second) = (hosts.next(), hosts.next());
+        let host = host.and_then(|h| h.to_str().ok());
+        let named = head.uri.authority().map(http::uri::Authority::as_str);
+        if second.is_some() || matches!((named, host), (Some(a), Some(b)) if !a.eq_ignore_ascii_case(b)) {
+            return Err(Refusal::new(400, "host", "the request names more than one host"));
+        }
+        let named = named.or(host).unwrap_or_default();
+        let origin = self.origins.iter().find(|o| o.is_named_by(named)).cloned();
+        let origin = origin.ok_or_else(|| Refusal::new(421, "misdirected", "this gateway does not serve that host"))?;
+        let path =
+            CanonicalPath::parse(head.uri.path()).map_err(|e| Refusal::new(400, "path", format!("the path {e}")))?;
+        Ok((Incoming { id: request_id.to_owned(), head, origin, path }, body))
+    }
+
+    async fn proved(
+        &self,
+        rules: &Rules,
+        route: Option<&Route>,
+        request: &Incoming,
+        body: IncomingBody,
+        caller: &Caller,
+    ) -> Response<AnyBody> {
+        let Some(route) = route else {
+            let refusal = Refusal::new(404, "no-route", "no route has this path");
+            return self.deny(request, caller, None, &refusal).await;
+        };
+        let matched = authorize::classify(route, request.head.method.as_str(), request.path.as_str(), &rules.policy);
+        let operation = matched.as_ref().ok().map(|m| m.operation.name.clone());
+        let result = match matched {
+            Ok(matched) => self.carry_out(rules, route, request, body, caller, &matched).await,
+            Err(refusal) => Err(refusal),
+        };
+        match result {
+            Ok(response) => response,
+            Err(refusal) => self.deny(request, caller, operation.as_deref(), &refusal).await,
+        }
+    }
+
+    async fn carry_out(
+        &self,
+        rules: &Rules,
+        route: &Route,
+        request: &Incoming,
+        body: IncomingBody,
+        caller: &Caller,
+        matched: &crate::protocol::operation::Matched<'_>,
+    ) -> Result<Response<AnyBody>, Refusal> {
+        let method = request.head.method.as_str();
+        let mut body = Outgoing::Streaming(body);
+        if !matched.operation.body.is_empty() {
+            body = self.held(body).await?;
+        }
+        let now = self.stores.clock.now();
+        let intent = authorize::intent(caller, route, matched, bytes_of(&body), method, now)?;
+        let verdict = authorize::decide(&rules.policy, caller, &intent)?;
+        if matches!(verdict.decision, Decision::AllowWithApproval(_)) {
+            body = self.held(body).await?;
+        }
+        let held = bytes_of(&body).cloned();
+        let asking = Asking { rules, route, caller, intent: &intent, request, body: held.as_ref() };
+        self.admitted(&asking, verdict, body).await
+    }
+
+    async fn admitted(
+        &self,
+        asking: &Asking<'_>,
+        verdict: Verdict,
+        body: Outgoing,
+    ) -> Result<Response<AnyBody>, Refusal> {
+        let permit = self.permit(asking, verdict).await?;
+        let approval = permit.consumed().map(|c| c.id.clone());
+        let exchange = self.open(asking, &permit).await?;
+        let result = match self.forward(asking, permit, &exchange, body).await {
+            Ok(upstream) => self.answer(asking, upstream, &exchange),
+            Err(refusal) => Err(refusal),
+        };
+        if let Some(id) = approval {
+            let success = result.as_ref().is_ok_and(|r| r.status().is_success());
+            self.settle(&id, success).await?;
+        }
+        if let Err(refusal) = &result {
+            exchange.seal(refusal.kind);
+        }
+        result
+    }
+
+    fn answer(
+        &self,
+        asking: &Asking<'_>,
+        upstream: Response<IncomingBody>,
+        exchange: &Exchange,
+    ) -> Result<Response<AnyBody>, Refusal> {
+        let (mut parts, body) = upstream.into_parts();
+        let treatment = mask::treatment(asking.route, &asking.request.head.method, parts.status, &parts.headers)?;
+        let events =
+            parts.headers.get(header::CONTENT_TYPE).is_some_and(|v| v.as_bytes().starts_with(b"text/event-stream"));
+        let masked = matches!(treatment, mask::Treatment::Masked(_));
+        let secret = asking.route.inject.as_ref().and_then(|i| i.read().ok()).map(|(_, secret)| secret);
+        parts.headers = headers::towards_client(&parts.headers, masked, secret.as_deref());
+        parts.version = http::Version::HTTP_11;
+        parts.extensions.clear();
+        exchange.response_head(parts.status, &parts.headers)?;
+        let token = &asking.caller.token;
+        let mut until = self.stores.clock.now().plus(self.stream_max).min(token.svid_end);
+        if asking.route.ends_with_token {
+            until = until.min(token.claims.exp);
+        }
+        let bounds =
+            Bounds { subject: asking.caller.subject.clone(), until, idle: asking.route.upstream.idle(), events };
+        let body = pump::start(body, treatment, exchange.clone(), bounds, self.stores.clone());
+        Ok(Response::from_parts(parts, body))
+    }
+
+    /// An approval that was being carried out has ended.
+    async fn settle(&self, id: &str, success: bool) -> Result<(), Refusal> {
+        let to = if success { ApprovalState::Done } else { ApprovalState::Failed };
+        let now = self.stores.clock.now();
+        let step = Step { from: ApprovalState::Executing, to, expires_at: now.plus(TO_APPROVE), decided: None };
+        match self.stores.approvals.step(id, &step).await? {
+            Some(settled) => self.log_approval(&settled).await,
+            None => Ok(()),
+        }
+    }
+
+    async fn held(&self, body: Outgoing) -> Result<Outgoing, Refusal> {
+        match body {
+            Outgoing::Held(bytes) => Ok(Outgoing::Held(bytes)),
+            Outgoing::Streaming(body) => match body::read(body, self.held_body).await {
+                Ok(bytes) => Ok(Outgoing::Held(bytes)),
+                Err(e @ ReadError::TooLong(_)) => {
+                    Err(Refusal::new(413, "body", format!("{e}, and a rule must read all of it")))
+                }
+                Err(e @ ReadError::Broken) => Err(Refusal::new(400, "body", e.to_string())),
+            },
+        }
+    }
+}
+
+fn bytes_of(body: &Outgoing) -> Option<&Bytes> {
+    match body {
+        Outgoing::Held(bytes) => Some(bytes),
+        Outgoing::Streaming(_) => None,
+    }
+}
+
+fn demand(route: Option<&Route>) -> Demand<'_> {
+    Demand {
+        resource: route.map(|r| r.resource.as_str()),
+        certificate: route.is_some_and(|r| r.access == Access::ProofAndCertificate),
+        nonce: route.is_some_and(|r| r.nonce_required),
+    }
+}
+
+impl From<Unproved> for Refusal {
+    fn from(unproved: Unproved) -> Self {
+        unproved.refusal
+    }
+}

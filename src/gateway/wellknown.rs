@@ -1,0 +1,108 @@
+//! What the gateway answers itself: resource metadata (RFC 9728), its transaction-token keys, and a caller's own approvals.
+
+use http::{HeaderValue, Method, Response, StatusCode, header};
+use serde_json::{Value, json};
+
+use crate::domain::refusal::Refusal;
+use crate::gateway::authenticate::{Demand, Unproved};
+use crate::gateway::serve::{Gateway, Incoming};
+use crate::net::body::{AnyBody, full};
+use crate::net::listener::Peer;
+use crate::protocol::jwk::Algorithm;
+use crate::store::keys::KeyUse;
+
+const METADATA: &str = "/.well-known/oauth-protected-resource";
+const APPROVALS: &str = "/.popgate/approvals/";
+
+impl Gateway {
+    /// The answer to a request for the gateway itself; none if it is for a route.
+    pub async fn own(&self, peer: &Peer, request: &Incoming) -> Option<Result<Response<AnyBody>, Unproved>> {
+        let path = request.path.as_str();
+        if let Some(resource) = path.strip_prefix(METADATA) {
+            return Some(self.metadata(resource).map_err(Into::into));
+        }
+        if path == "/.well-known/txn-jwks.json" {
+            return Some(Ok(answer(StatusCode::OK, &self.txn_jwks())));
+        }
+        if let Some(id) = path.strip_prefix(APPROVALS) {
+            return Some(self.own_approval(peer, request, id).await);
+        }
+        // The prefix is never proxied.
+        path.starts_with("/.popgate").then(|| Err(not_found().into()))
+    }
+
+    fn metadata(&self, path: &str) -> Result<Response<AnyBody>, Refusal> {
+        let rules = self.rules.load();
+        let wanted = format!("{}{path}", self.origins[0].as_str());
+        let found = rules
+            .routes()
+            .iter()
+            .find(|r| r.resource == wanted || (path.is_empty() && r.resource.starts_with(self.origins[0].as_str())));
+        let route = found.ok_or_else(not_found)?;
+        let scopes: Vec<&str> = route.operations.iter().map(|o| o.name.as_str()).collect();
+        Ok(answer(
+            StatusCode::OK,
+            &json!({
+                "resource": route.resource,
+                "authorization_servers": [self.issuer],
+                "scopes_supported": scopes,
+                "bearer_methods_supported": [],
+                "dpop_bound_access_tokens_required": true,
+                "dpop_signing_alg_values_supported": Algorithm::NAMES,
+                "tls_client_certificate_bound_access_tokens": route.access == crate::gateway::config::Access::ProofAndCertificate,
+            }),
+        ))
+    }
+
+    /// The keys of transaction tokens.
+    pub fn txn_jwks(&self) -> Value {
+        let keys = self.stores.keys.list(KeyUse::TxnToken, self.stores.clock.now());
+        let keys: Vec<Value> = keys
+            .into_iter()
+            .map(|k| {
+                let mut jwk = k.jwk;
+                jwk["kid"] = k.kid.into();
+                jwk["use"] = "sig".into();
+                jwk["alg"] = "ES256".into();
+                jwk
+            })
+            .collect();
+        json!({"keys": keys})
+    }
+
+    /// Shown only to the workload and key that asked.
+    async fn own_approval(&self, peer: &Peer, request: &Incoming, id: &str) -> Result<Response<AnyBody>, Unproved> {
+        let caller =
+            self.authenticate(peer, request, &Demand { resource: None, certificate: false, nonce: false }).await?;
+        if request.head.method != Method::GET {
+            return Err(Refusal::new(405, "method", "an approval is read with GET").into());
+        }
+        let found = self.stores.approvals.get(id).await.map_err(Refusal::from)?;
+        let own = found.filter(|a| a.requester == caller.token.claims.sub && a.jkt == caller.jkt());
+        let approval = own.ok_or_else(not_found)?;
+        Ok(answer(
+            StatusCode::OK,
+            &json!({"id": approval.id, "state": approval.state, "expires_at": approval.expires_at.rfc3339()}),
+        ))
+    }
+
+    /// Where the metadata of a path's resource is, for challenges.
+    pub fn metadata_url(&self, path: &str) -> String {
+        let origin = self.origins[0].as_str();
+        let rules = self.rules.load();
+        let resource = rules.route(path).and_then(|r| r.resource.strip_prefix(origin).map(ToOwned::to_owned));
+        format!("{origin}{METADATA}{}", resource.unwrap_or_default())
+    }
+}
+
+fn not_found() -> Refusal {
+    Refusal::new(404, "not-found", "there is nothing here for you")
+}
+
+fn answer(status: StatusCode, document: &Value) -> Response<AnyBody> {
+    let mut response = Response::new(full(document.to_string()));
+    *response.status_mut() = status;
+    response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
+    response.headers_mut().insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
+    response
+}

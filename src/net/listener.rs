@@ -1,0 +1,170 @@
+//! Accepts connections, serves HTTP/1.1 and HTTP/2 on them, and drains.
+
+use std::any::Any;
+use std::convert::Infallible;
+use std::io;
+use std::net::SocketAddr;
+use std::sync::{Arc, OnceLock};
+use std::time::Duration;
+
+use http::{Request, Response};
+use hyper::body::Incoming;
+use hyper::service::service_fn;
+use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use hyper_util::server::conn::auto;
+use hyper_util::server::graceful::{GracefulShutdown, Watcher};
+use rustls::ServerConfig;
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::net::TcpListener;
+use tokio::sync::{Semaphore, watch};
+use tokio_rustls::TlsAcceptor;
+
+use crate::net::body::AnyBody;
+
+const HANDSHAKE: Duration = Duration::from_secs(10);
+const HEADERS: Duration = Duration::from_secs(15);
+const MAX_CONNECTIONS: usize = 8000;
+const MAX_HEADER_LIST: u32 = 64 * 1024;
+
+/// Who is on the other end of a connection.
+#[derive(Debug)]
+pub struct Peer {
+    /// Its address; none on a Unix socket.
+    pub address: Option<SocketAddr>,
+    /// Its leaf certificate, DER, verified in the handshake.
+    pub leaf: Option<Arc<[u8]>>,
+    /// Its user, on a Unix socket.
+    pub uid: Option<u32>,
+    /// What a plane has read from the certificate, once for the connection.
+    pub read: OnceLock<Arc<dyn Any + Send + Sync>>,
+}
+
+impl Peer {
+    /// A peer of which nothing has been read yet.
+    pub fn new(address: Option<SocketAddr>, leaf: Option<Arc<[u8]>>, uid: Option<u32>) -> Self {
+        Self { address, leaf, uid, read: OnceLock::new() }
+    }
+}
+
+/// Tells listeners and streams that the service is going.
+#[derive(Clone)]
+pub struct Drain {
+    going: watch::Receiver<bool>,
+}
+
+impl Drain {
+    /// A drain and the switch that begins it.
+    pub fn new() -> (watch::Sender<bool>, Self) {
+        let (switch, going) = watch::channel(false);
+        (switch, Self { going })
+    }
+
+    /// Returns once draining has begun.
+    pub async fn begun(&mut self) {
+        // A dropped switch means the service is gone already.
+        let _ = self.going.wait_for(|going| *going).await;
+    }
+}
+
+/// A listening address cannot be had.
+#[derive(Debug, thiserror::Error)]
+pub enum BindError {
+    #[error(
+        "{what} cannot listen on {address}: another process has it; stop that one, or set another address (key {key})"
+    )]
+    Busy { what: &'static str, address: SocketAddr, key: &'static str },
+    #[error("{what} cannot listen on {address}: {cause} (key {key})")]
+    Other { what: &'static str, address: SocketAddr, key: &'static str, cause: io::Error },
+}
+
+/// Binds an address; the error names who wanted it and which key says so.
+pub async fn bind(address: SocketAddr, what: &'static str, key: &'static str) -> Result<TcpListener, BindError> {
+    TcpListener::bind(address).await.map_err(|cause| match cause.kind() {
+        io::ErrorKind::AddrInUse => BindError::Busy { what, address, key },
+        _ => BindError::Other { what, address, key, cause },
+    })
+}
+
+/// Answers requests of one listener. Errors are answers, too.
+pub trait Serve: Clone + Send + Sync + 'static {
+    /// Answers one request of one peer.
+    fn serve(&self, peer: Arc<Peer>, request: Request<Incoming>) -> impl Future<Output = Response<AnyBody>> + Send;
+}
+
+/// Serves a listener until the drain begins, then finishes what is in flight.
+pub async fn serve<S: Serve>(listener: TcpListener, tls: Option<Arc<ServerConfig>>, service: S, mut drain: Drain) {
+    let graceful = GracefulShutdown::new();
+    let room = Arc::new(Semaphore::new(MAX_CONNECTIONS));
+    loop {
+        let accepted = tokio::select! {
+            accepted = listener.accept() => accepted,
+            () = drain.begun() => break,
+        };
+        let (stream, address) = match accepted {
+            Ok(accepted) => accepted,
+            Err(error) => {
+                tracing::warn!(%error, "a connection could not be accepted");
+                tokio::time::sleep(Duration::from_millis(20)).await;
+                continue;
+            }
+        };
+        let Ok(place) = room.clone().try_acquire_owned() else { continue };
+        let (service, watcher, tls) = (service.clone(), graceful.watcher(), tls.clone());
+        tokio::spawn(async move {
+            let _ = stream.set_nodelay(true);
+            match tls {
+                None => connection(stream, Peer::new(Some(address), None, None), service, watcher).await,
+                Some(tls) => secured(stream, address, tls, service, watcher).await,
+            }
+            drop(place);
+        });
+    }
+    drop(listener);
+    graceful.shutdown().await;
+}
+
+async fn secured<S: Serve>(
+    stream: tokio::net::TcpStream,
+    address: SocketAddr,
+    tls: Arc<ServerConfig>,
+    service: S,
+    watcher: Watcher,
+) {
+    match tokio::time::timeout(HANDSHAKE, TlsAcceptor::from(tls).accept(stream)).await {
+        Ok(Ok(stream)) => {
+            let leaf = stream.get_ref().1.peer_certificates().and_then(<[_]>::first).map(|c| Arc::from(c.as_ref()));
+            connection(stream, Peer::new(Some(address), leaf, None), service, watcher).await;
+        }
+        Ok(Err(error)) => {
+            metrics::counter!("popgate_tls_handshakes_failed_total").increment(1);
+            tracing::info!(%address, %error, "handshake failed");
+        }
+        Err(_) => tracing::info!(%address, "handshake took too long"),
+    }
+}
+
+/// Serves one connection, whatever carries it.
+pub async fn connection<S: Serve>(
+    stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    peer: Peer,
+    service: S,
+    watcher: Watcher,
+) {
+    let peer = Arc::new(peer);
+    let answer = service_fn(move |request| {
+        let (service, peer) = (service.clone(), peer.clone());
+        async move { Ok::<_, Infallible>(service.serve(peer, request).await) }
+    });
+    let mut builder = auto::Builder::new(TokioExecutor::new());
+    builder.http1().timer(TokioTimer::new()).header_read_timeout(HEADERS).max_buf_size(128 * 1024);
+    builder
+        .http2()
+        .timer(TokioTimer::new())
+        .max_concurrent_streams(256)
+        .max_header_list_size(MAX_HEADER_LIST)
+        .keep_alive_interval(Some(Duration::from_secs(30)));
+    let serving = builder.serve_connection(TokioIo::new(stream), answer).into_owned();
+    if let Err(error) = watcher.watch(serving).await {
+        tracing::debug!(%error, "connection ended");
+    }
+}

@@ -1,0 +1,260 @@
+//! TLS for SPIFFE: chain building is the library's, the rules on the leaf are handed in.
+//!
+//! URI-only leaves carry no DNS name, so both sides bring their own verifier: webpki builds the chain to the trust
+//! domain's roots, then the leaf check decides. TLS 1.3 alone, post-quantum key exchange preferred, no tickets and no
+//! early data, so that each connection proves its key again (`docs/requirements.md` X5, X6).
+
+use std::fmt;
+use std::sync::Arc;
+
+use arc_swap::ArcSwap;
+use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
+use rustls::crypto::{CryptoProvider, WebPkiSupportedAlgorithms, aws_lc_rs};
+use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName, TrustAnchor, UnixTime};
+use rustls::server::danger::{ClientCertVerified, ClientCertVerifier};
+use rustls::server::{ClientHello, NoServerSessionStorage, ResolvesServerCert};
+use rustls::sign::CertifiedKey;
+use rustls::{ClientConfig, DigitallySignedStruct, DistinguishedName, ServerConfig, SignatureScheme};
+use webpki::{EndEntityCert, KeyUsage, anchor_from_trusted_cert};
+
+use crate::domain::time::{Clock, Timestamp};
+
+/// Decides about a leaf whose chain holds; the text says why not.
+pub type LeafCheck = Arc<dyn Fn(&[u8]) -> Result<(), String> + Send + Sync>;
+
+/// Finds the roots that a presented chain may lead to: for a pinned root, the presented one that fits the pin.
+pub type RootFinder = Arc<dyn Fn(&[CertificateDer<'_>]) -> Vec<Vec<u8>> + Send + Sync>;
+
+/// A configuration cannot be made.
+#[derive(Debug, thiserror::Error)]
+#[error("TLS: {0}")]
+pub struct TlsError(String);
+
+impl TlsError {
+    fn new(cause: impl fmt::Display) -> Self {
+        Self(cause.to_string())
+    }
+}
+
+fn provider() -> Arc<CryptoProvider> {
+    static PROVIDER: std::sync::OnceLock<Arc<CryptoProvider>> = std::sync::OnceLock::new();
+    PROVIDER.get_or_init(|| Arc::new(aws_lc_rs::default_provider())).clone()
+}
+
+/// Verifies peers of both sides.
+struct PeerVerifier {
+    roots: RootFinder,
+    check: LeafCheck,
+    clock: Arc<dyn Clock>,
+    algorithms: WebPkiSupportedAlgorithms,
+}
+
+impl fmt::Debug for PeerVerifier {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("PeerVerifier")
+    }
+}
+
+impl PeerVerifier {
+    fn new(roots: RootFinder, check: LeafCheck, clock: Arc<dyn Clock>) -> Arc<Self> {
+        let algorithms = provider().signature_verification_algorithms;
+        Arc::new(Self { roots, check, clock, algorithms })
+    }
+
+    fn verify(
+        &self,
+        leaf: &CertificateDer<'_>,
+        intermediates: &[CertificateDer<'_>],
+        usage: KeyUsage,
+    ) -> Result<(), rustls::Error> {
+        let bad = |e: webpki::Error| rustls::Error::InvalidCertificate(named(&e));
+        let mut presented = vec![leaf.clone()];
+        presented.extend_from_slice(intermediates);
+        let roots: Vec<CertificateDer<'_>> = (self.roots)(&presented).into_iter().map(CertificateDer::from).collect();
+        let anchors: Vec<TrustAnchor<'_>> =
+            roots.iter().map(anchor_from_trusted_cert).collect::<Result<_, _>>().map_err(bad)?;
+        let end_entity = EndEntityCert::try_from(leaf).map_err(bad)?;
+        let now = UnixTime::since_unix_epoch(self.clock.now().since(Timestamp::ZERO));
+        end_entity
+            .verify_for_usage(self.algorithms.all, &anchors, intermediates, now, usage, None, None)
+            .map_err(bad)?;
+        (self.check)(leaf.as_ref()).map_err(|why| {
+            tracing::debug!(why, "leaf refused");
+            rustls::Error::InvalidCertificate(rustls::CertificateError::Other(rustls::OtherError(Arc::new(TlsError(
+                why,
+            )))))
+        })
+    }
+}
+
+fn named(error: &webpki::Error) -> rustls::CertificateError {
+    use rustls::CertificateError;
+    match error {
+        webpki::Error::CertExpired { .. } => CertificateError::Expired,
+        webpki::Error::CertNotValidYet { .. } => CertificateError::NotValidYet,
+        webpki::Error::UnknownIssuer => CertificateError::UnknownIssuer,
+        other => CertificateError::Other(rustls::OtherError(Arc::new(TlsError::new(other)))),
+    }
+}
+
+macro_rules! handshake_signatures {
+    () => {
+        fn verify_tls12_signature(
+            &self,
+            message: &[u8],
+            cert: &CertificateDer<'_>,
+            dss: &DigitallySignedStruct,
+        ) -> Result<HandshakeSignatureValid, rustls::Error> {
+            rustls::crypto::verify_tls12_signature(message, cert, dss, &self.algorithms)
+        }
+
+        fn verify_tls13_signature(
+            &self,
+            message: &[u8],
+            cert: &CertificateDer<'_>,
+            dss: &DigitallySignedStruct,
+        ) -> Result<HandshakeSignatureValid, rustls::Error> {
+            rustls::crypto::verify_tls13_signature(message, cert, dss, &self.algorithms)
+        }
+
+        fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+            self.algorithms.supported_schemes()
+        }
+    };
+}
+
+impl ClientCertVerifier for PeerVerifier {
+    fn client_auth_mandatory(&self) -> bool {
+        false
+    }
+
+    fn root_hint_subjects(&self) -> &[DistinguishedName] {
+        &[]
+    }
+
+    fn verify_client_cert(
+        &self,
+        leaf: &CertificateDer<'_>,
+        intermediates: &[CertificateDer<'_>],
+        _: UnixTime,
+    ) -> Result<ClientCertVerified, rustls::Error> {
+        self.verify(leaf, intermediates, KeyUsage::client_auth()).map(|()| ClientCertVerified::assertion())
+    }
+
+    handshake_signatures!();
+}
+
+impl ServerCertVerifier for PeerVerifier {
+    fn verify_server_cert(
+        &self,
+        leaf: &CertificateDer<'_>,
+        intermediates: &[CertificateDer<'_>],
+        _: &ServerName<'_>,
+        _: &[u8],
+        _: UnixTime,
+    ) -> Result<ServerCertVerified, rustls::Error> {
+        self.verify(leaf, intermediates, KeyUsage::server_auth()).map(|()| ServerCertVerified::assertion())
+    }
+
+    handshake_signatures!();
+}
+
+/// A server's certificate and key, which rotation replaces under live listeners.
+pub struct ServerIdentity(ArcSwap<CertifiedKey>);
+
+impl fmt::Debug for ServerIdentity {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("ServerIdentity")
+    }
+}
+
+impl ServerIdentity {
+    /// From a chain, leaf first, and the leaf's key.
+    pub fn new(chain: Vec<Vec<u8>>, key: PrivateKeyDer<'static>) -> Result<Arc<Self>, TlsError> {
+        Ok(Arc::new(Self(ArcSwap::from_pointee(certified(chain, key)?))))
+    }
+
+    /// New connections get this one.
+    pub fn replace(&self, chain: Vec<Vec<u8>>, key: PrivateKeyDer<'static>) -> Result<(), TlsError> {
+        self.0.store(Arc::new(certified(chain, key)?));
+        Ok(())
+    }
+}
+
+fn certified(chain: Vec<Vec<u8>>, key: PrivateKeyDer<'static>) -> Result<CertifiedKey, TlsError> {
+    let chain = chain.into_iter().map(CertificateDer::from).collect();
+    CertifiedKey::from_der(chain, key, &provider()).map_err(TlsError::new)
+}
+
+impl ResolvesServerCert for ServerIdentity {
+    fn resolve(&self, _: ClientHello<'_>) -> Option<Arc<CertifiedKey>> {
+        Some(self.0.load_full())
+    }
+}
+
+/// Who may present a client certificate.
+pub struct ClientTrust {
+    /// Roots of our trust domain.
+    pub roots: RootFinder,
+    /// Rules on the leaf.
+    pub check: LeafCheck,
+    /// Time for validity.
+    pub clock: Arc<dyn Clock>,
+}
+
+/// A listener's TLS: client certificates are requested, never required; without trust none is asked for.
+pub fn server(
+    identity: Arc<ServerIdentity>,
+    clients: Option<ClientTrust>,
+    http2: bool,
+) -> Result<Arc<ServerConfig>, TlsError> {
+    let builder = ServerConfig::builder_with_provider(provider())
+        .with_protocol_versions(&[&rustls::version::TLS13])
+        .map_err(TlsError::new)?;
+    let builder = match clients {
+        Some(trust) => builder.with_client_cert_verifier(PeerVerifier::new(trust.roots, trust.check, trust.clock)),
+        None => builder.with_no_client_auth(),
+    };
+    let mut config = builder.with_cert_resolver(identity);
+    config.send_tls13_tickets = 0;
+    config.max_early_data_size = 0;
+    config.session_storage = Arc::new(NoServerSessionStorage {});
+    config.alpn_protocols = if http2 { vec![b"h2".to_vec(), b"http/1.1".to_vec()] } else { vec![b"http/1.1".to_vec()] };
+    Ok(Arc::new(config))
+}
+
+/// A client's TLS: the server is whom `trust` says, whatever name was dialled; the certificate is ours, if we have one.
+pub fn client(
+    trust: ClientTrust,
+    identity: Option<(Vec<Vec<u8>>, PrivateKeyDer<'static>)>,
+) -> Result<ClientConfig, TlsError> {
+    let builder = ClientConfig::builder_with_provider(provider())
+        .with_protocol_versions(&[&rustls::version::TLS13])
+        .map_err(TlsError::new)?
+        .dangerous()
+        .with_custom_certificate_verifier(PeerVerifier::new(trust.roots, trust.check, trust.clock));
+    let mut config = match identity {
+        None => builder.with_no_client_auth(),
+        Some((chain, key)) => {
+            let chain = chain.into_iter().map(CertificateDer::from).collect();
+            builder.with_client_auth_cert(chain, key).map_err(TlsError::new)?
+        }
+    };
+    config.resumption = rustls::client::Resumption::disabled();
+    Ok(config)
+}
+
+/// A client's TLS towards a server with a certificate from the given roots, by the name that was dialled.
+pub fn web_client(roots: &[Vec<u8>]) -> Result<ClientConfig, TlsError> {
+    let mut store = rustls::RootCertStore::empty();
+    for root in roots {
+        store.add(CertificateDer::from(root.clone())).map_err(TlsError::new)?;
+    }
+    let builder = ClientConfig::builder_with_provider(provider()).with_safe_default_protocol_versions();
+    Ok(builder.map_err(TlsError::new)?.with_root_certificates(store).with_no_client_auth())
+}
+
+/// Always the same roots.
+pub fn fixed_roots(roots: Vec<Vec<u8>>) -> RootFinder {
+    Arc::new(move |_| roots.clone())
+}
