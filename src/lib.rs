@@ -7,6 +7,16 @@ pub mod domain;
 pub mod protocol;
 
 #[cfg(feature = "full")]
+pub mod app;
+#[cfg(feature = "full")]
+pub mod cli;
+#[cfg(feature = "full")]
+pub mod client;
+#[cfg(feature = "full")]
+pub mod config;
+#[cfg(feature = "full")]
+pub mod console;
+#[cfg(feature = "full")]
 pub mod evidence;
 #[cfg(feature = "full")]
 pub mod gateway;
@@ -17,4 +27,8 @@ pub mod net;
 #[cfg(feature = "full")]
 pub mod store;
 #[cfg(feature = "full")]
+pub mod telemetry;
+#[cfg(feature = "full")]
 pub mod token;
+#[cfg(feature = "full")]
+pub mod tot;

@@ -1,1 +1,7 @@
-fn main() {}
+//! The `popgate` binary.
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    popgate::cli::main()
+}

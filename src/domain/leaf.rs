@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
-use crate::domain::approval::ApprovalState;
+use crate::domain::approval::{Approval, ApprovalState};
 use crate::domain::digest::{Opening, Sha256};
 use crate::domain::key::Jkt;
 use crate::domain::revocation::RevocationKind;
@@ -198,7 +198,31 @@ impl Leaf {
     }
 }
 
+impl ApprovalChange {
+    /// What the log keeps of an approval in its present state; `person` is the commitment to whoever decided.
+    pub fn of(approval: &Approval, person: Option<Sha256>) -> Self {
+        Self {
+            id: approval.id.clone(),
+            state: approval.state,
+            request_sha256: approval.request_sha256,
+            requester: approval.requester.clone(),
+            jkt: approval.jkt,
+            rule: approval.rule.clone(),
+            policy_version: approval.policy_version.clone(),
+            person,
+            proved_by: approval.proved_by.clone(),
+        }
+    }
+}
+
 impl Staged {
+    /// An approval's change; `person` opens the commitment to whoever decided.
+    pub fn approval(time: Timestamp, approval: &Approval, person: Option<Opening>) -> Self {
+        let change = ApprovalChange::of(approval, person.as_ref().map(Opening::commitment));
+        let openings = person.map(|p| ("person".to_owned(), p)).into_iter().collect();
+        Self { leaf: Leaf { time, event: Event::ApprovalChanged(change) }, openings }
+    }
+
     /// A leaf without commitments.
     pub fn plain(time: Timestamp, event: Event) -> Self {
         Self { leaf: Leaf { time, event }, openings: BTreeMap::new() }

@@ -8,7 +8,7 @@ use http::HeaderMap;
 use crate::domain::approval::{Approval, ApprovalState, Shown, may_approve};
 use crate::domain::digest::Sha256;
 use crate::domain::intent::Intent;
-use crate::domain::leaf::{ApprovalChange, ConsumedApproval, Event, Leaf, Staged};
+use crate::domain::leaf::{ConsumedApproval, Staged};
 use crate::domain::refusal::{OauthError, Refusal};
 use crate::domain::time::Timestamp;
 use crate::domain::verdict::{ApprovalRule, Decision, Verdict};
@@ -245,19 +245,7 @@ impl Gateway {
     /// Makes a change of an approval durable in the log.
     pub async fn log_approval(&self, approval: &Approval) -> Result<(), Refusal> {
         let person = approval.decided_by.clone().map(entropy::seal);
-        let event = Event::ApprovalChanged(ApprovalChange {
-            id: approval.id.clone(),
-            state: approval.state,
-            request_sha256: approval.request_sha256,
-            requester: approval.requester.clone(),
-            jkt: approval.jkt,
-            rule: approval.rule.clone(),
-            policy_version: approval.policy_version.clone(),
-            person: person.as_ref().map(crate::domain::digest::Opening::commitment),
-            proved_by: approval.proved_by.clone(),
-        });
-        let openings = person.map(|p| ("person".to_owned(), p)).into_iter().collect();
-        self.stores.evidence.append(Staged { leaf: Leaf { time: self.stores.clock.now(), event }, openings }).await?;
+        self.stores.evidence.append(Staged::approval(self.stores.clock.now(), approval, person)).await?;
         Ok(())
     }
 }

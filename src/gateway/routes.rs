@@ -236,7 +236,10 @@ fn mask(name: &str, config: &MaskConfig) -> Result<Arc<MaskRules>, RuleError> {
             "drop" => FieldAction::Drop,
             "block" => FieldAction::Block,
             other => {
-                return Err(bad(format!("field {}: strategy {other:?} is not one of: redact, drop, block", field.path)));
+                return Err(bad(format!(
+                    "field {}: strategy {other:?} is not one of: redact, drop, block",
+                    field.path
+                )));
             }
         };
         fields.push(FieldRule { path: path(&field.path)?, action });

@@ -1,0 +1,124 @@
+//! `tot serve` and `tot solve`.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use clap::{Args, Subcommand};
+use serde_json::json;
+use tokio::signal::unix::{SignalKind, signal};
+
+use crate::cli::context::{self, Failure};
+use crate::cli::{Global, serve};
+use crate::net::listener::{self, Drain};
+use crate::net::router::Routed;
+use crate::store::clock::SystemClock;
+use crate::telemetry;
+use crate::tot::admit::Admission;
+use crate::tot::evaluate;
+use crate::tot::search;
+use crate::tot::serve::{Engine, Record, router};
+use crate::tot::value::Valuer;
+
+#[derive(Subcommand)]
+pub enum TotCommand {
+    /// Run the engine's HTTP API
+    #[command(
+        after_help = "Example: popgate tot serve --trust-domain example.org --txn-jwks popgate-data/txn-jwks.json"
+    )]
+    Serve(TotServeArgs),
+    /// Solve one Game of 24
+    #[command(after_help = "Example: popgate tot solve 4 4 10 1 --b 5")]
+    Solve {
+        /// Four numbers from 1 to 13
+        #[arg(num_args = 4, required = true, value_parser = clap::value_parser!(i64).range(1..=13))]
+        numbers: Vec<i64>,
+        /// Width of the beam
+        #[arg(long, default_value_t = 5)]
+        b: usize,
+        /// exact or heuristic
+        #[arg(long, default_value = "heuristic", value_parser = ["exact", "heuristic"])]
+        value: String,
+    },
+}
+
+#[derive(Args)]
+pub struct TotServeArgs {
+    /// Listener; port 0 takes a free one and prints it
+    #[arg(long, default_value = "127.0.0.1:8024")]
+    listen: SocketAddr,
+    /// Admit only requests with a gateway's transaction token for this trust domain
+    #[arg(long, requires = "txn_jwks")]
+    trust_domain: Option<String>,
+    /// The gateway's keys: DATA/txn-jwks.json; may appear later
+    #[arg(long, requires = "trust_domain", value_name = "FILE")]
+    txn_jwks: Option<PathBuf>,
+    /// One JSON line for each request head and each response write
+    #[arg(long, value_name = "FILE")]
+    record: Option<PathBuf>,
+    /// End when standard input closes
+    #[arg(long, hide = true)]
+    with_parent: bool,
+}
+
+pub async fn run(global: &Global, command: TotCommand) -> Result<(), Failure> {
+    match command {
+        TotCommand::Serve(args) => serve_engine(global, args).await,
+        TotCommand::Solve { numbers, b, value } => solve(global, &numbers, b, &value),
+    }
+}
+
+fn solve(global: &Global, numbers: &[i64], b: usize, value: &str) -> Result<(), Failure> {
+    let valuer = if value == "exact" { Valuer::Exact } else { Valuer::Heuristic };
+    let Some(expression) = search::solve(numbers, b, valuer) else {
+        return Err(Failure::failed(format!("no solution within a beam of {b}; try a wider one, or --value exact")));
+    };
+    evaluate::check(&expression, numbers)?;
+    if global.json {
+        context::print(global, &json!({"input": numbers, "expression": expression, "value": 24}));
+    } else {
+        context::out(&format!("{expression} = 24\n"));
+    }
+    Ok(())
+}
+
+async fn serve_engine(global: &Global, args: TotServeArgs) -> Result<(), Failure> {
+    telemetry::start_logs(global.log_level.as_deref().unwrap_or(if global.quiet { "error" } else { "info" }), false);
+    let admission = match (args.trust_domain, args.txn_jwks) {
+        (Some(trust_domain), Some(keys)) => Some(Admission::new(trust_domain, keys)),
+        _ => {
+            tracing::warn!(
+                "anybody may call this engine; give --trust-domain and --txn-jwks to admit the gateway alone"
+            );
+            None
+        }
+    };
+    let record = match &args.record {
+        None => Record::default(),
+        Some(path) => {
+            Record::create(path).map_err(|e| Failure::failed(format!("cannot write {}: {e}", path.display())))?
+        }
+    };
+    let engine = Arc::new(Engine::new(Arc::new(SystemClock), admission, record));
+    let listener = listener::bind(args.listen, "the engine", "--listen").await?;
+    let address = listener.local_addr()?;
+    let names = ["localhost", "127.0.0.1", "::1"].map(String::from).to_vec();
+    let hosts = address.ip().is_loopback().then(|| Arc::new(names));
+    let (switch, drain) = Drain::new();
+    let serving = tokio::spawn(listener::serve(listener, None, Routed::new(router(engine), hosts), drain));
+    context::out(&if global.json {
+        format!("{}\n", json!({"ready": {"engine": format!("http://{address}")}}))
+    } else {
+        format!("ready engine=http://{address}\n")
+    });
+    let mut term = signal(SignalKind::terminate())?;
+    let mut int = signal(SignalKind::interrupt())?;
+    tokio::select! {
+        _ = term.recv() => {}
+        _ = int.recv() => {}
+        () = serve::parent_gone_if(args.with_parent) => {}
+    }
+    switch.send_replace(true);
+    let _ = tokio::time::timeout(std::time::Duration::from_secs(2), serving).await;
+    Ok(())
+}

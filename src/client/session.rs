@@ -1,0 +1,254 @@
+//! Calls as a workload: discovers, gets a bound token, proves each request, and follows nonces once.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, Uri, header};
+use hyper::body::Incoming;
+use serde_json::Value;
+
+use crate::client::ClientError;
+use crate::client::discovery::{self, Target, parameter};
+use crate::client::http::HttpClient;
+use crate::client::identity::Identity;
+use crate::domain::secret::AccessToken;
+use crate::domain::time::{Clock, Timestamp};
+use crate::protocol::dpop;
+use crate::protocol::form;
+use crate::store::clock::SystemClock;
+use crate::store::entropy;
+
+/// A token is replaced this long before it ends.
+const EARLY: Duration = Duration::from_secs(15);
+
+/// Paths whose resource is remembered.
+const MAX_TARGETS: usize = 10_000;
+
+/// One workload's calls.
+pub struct Session {
+    identity: Arc<Identity>,
+    plain: HttpClient,
+    mutual: HttpClient,
+    nonces: Mutex<HashMap<String, String>>,
+    targets: Mutex<HashMap<String, Target>>,
+    tokens: Mutex<HashMap<String, (AccessToken, Timestamp)>>,
+}
+
+/// A request to be made, as often as a nonce or a fresh token takes.
+pub struct Call<'a> {
+    /// Method.
+    pub method: Method,
+    /// Absolute URL.
+    pub url: &'a str,
+    /// Headers besides the credential.
+    pub headers: HeaderMap,
+    /// Body.
+    pub body: Bytes,
+}
+
+impl Session {
+    /// A session for an identity.
+    pub fn new(identity: Arc<Identity>) -> Result<Self, ClientError> {
+        let (plain, mutual) = (HttpClient::new(identity.tls(false)?), HttpClient::new(identity.tls(true)?));
+        Ok(Self {
+            identity,
+            plain,
+            mutual,
+            nonces: Mutex::default(),
+            targets: Mutex::default(),
+            tokens: Mutex::default(),
+        })
+    }
+
+    /// Whose session it is.
+    pub fn identity(&self) -> &Identity {
+        &self.identity
+    }
+
+    /// Where tokens for a URL come from. A broader resource may have a narrower one inside it, so each path is asked for
+    /// once; what the answer points to is read once for all paths.
+    pub async fn target(&self, url: &str) -> Result<Target, ClientError> {
+        let bare = url.split(['?', '#']).next().unwrap_or_default();
+        let known = lock(&self.targets).get(bare).cloned();
+        if let Some(target) = known {
+            return Ok(target);
+        }
+        let metadata = discovery::probe(&self.plain, bare).await?;
+        let read = lock(&self.targets).get(&metadata).cloned();
+        let target = match read {
+            Some(target) => target,
+            None => discovery::read(&self.plain, &metadata).await?,
+        };
+        let mut targets = lock(&self.targets);
+        if targets.len() >= MAX_TARGETS {
+            targets.clear();
+        }
+        targets.insert(metadata, target.clone());
+        targets.insert(bare.to_owned(), target.clone());
+        Ok(target)
+    }
+
+    /// A token for a target, from memory or minted.
+    pub async fn token(&self, target: &Target) -> Result<AccessToken, ClientError> {
+        let held = lock(&self.tokens).get(&target.resource).cloned();
+        match held {
+            Some((token, until)) if SystemClock.now().plus(EARLY) < until => Ok(token),
+            _ => self.mint(target, None).await,
+        }
+    }
+
+    /// Mints a token over mTLS.
+    pub async fn mint(&self, target: &Target, scope: Option<&str>) -> Result<AccessToken, ClientError> {
+        let client_id = self.identity.spiffe_id.to_string();
+        let mut pairs =
+            vec![("grant_type", "client_credentials"), ("client_id", &client_id), ("resource", &target.resource)];
+        pairs.extend(scope.map(|s| ("scope", s)));
+        let body = Bytes::from(form::write(&pairs));
+        let mut response = self.post_token(&target.token_endpoint, body.clone()).await?;
+        if asks_for_nonce(&response) {
+            response = self.post_token(&target.token_endpoint, body).await?;
+        }
+        let document: Value = serde_json::from_slice(response.body()).unwrap_or(Value::Null);
+        let text = |name: &str| document.get(name).and_then(Value::as_str).unwrap_or_default().to_owned();
+        if response.status() != StatusCode::OK {
+            return Err(ClientError::Refused {
+                what: target.token_endpoint.clone(),
+                status: response.status().as_u16(),
+                error: text("error"),
+                detail: with_clock_hint(text("error_description"), response.headers()),
+            });
+        }
+        let token = AccessToken::new(text("access_token"));
+        let life = Duration::from_secs(document["expires_in"].as_u64().unwrap_or(0));
+        lock(&self.tokens).insert(target.resource.clone(), (token.clone(), SystemClock.now().plus(life)));
+        Ok(token)
+    }
+
+    async fn post_token(&self, url: &str, body: Bytes) -> Result<Response<Bytes>, ClientError> {
+        let proof = self.prove("POST", url, None);
+        let request = Request::builder()
+            .method(Method::POST)
+            .uri(url)
+            .header(header::CONTENT_TYPE, "application/x-www-form-urlencoded")
+            .header("dpop", proof)
+            .body(body)
+            .map_err(|e| ClientError::Input(format!("{url}: {e}")))?;
+        let response = self.mutual.fetch(request).await?;
+        self.keep_nonce(url, response.headers());
+        Ok(response)
+    }
+
+    /// Signs a fresh proof with the nonce that the URL's origin gave last.
+    pub fn prove(&self, method: &str, url: &str, token: Option<&AccessToken>) -> String {
+        let nonce = lock(&self.nonces).get(&origin(url)).cloned();
+        let jti = entropy::random_id();
+        let request = dpop::Request { method, url, token, nonce: nonce.as_deref(), jti: &jti, now: SystemClock.now() };
+        dpop::prove(&request, self.identity.signer())
+    }
+
+    fn keep_nonce(&self, url: &str, headers: &HeaderMap) {
+        if let Some(nonce) = headers.get("dpop-nonce").and_then(|v| v.to_str().ok()) {
+            lock(&self.nonces).insert(origin(url), nonce.to_owned());
+        }
+    }
+
+    /// Makes a call: one retry for a nonce, one for a token that is good no more.
+    pub async fn call(&self, call: &Call<'_>) -> Result<Response<Incoming>, ClientError> {
+        let target = self.target(call.url).await?;
+        let mut token = self.token(&target).await?;
+        let mut minted = false;
+        for _ in 0..3 {
+            let response = self.once(call, &target, &token).await?;
+            match challenge(&response).as_deref() {
+                Some("use_dpop_nonce") => {}
+                Some("invalid_token") if !minted => {
+                    minted = true;
+                    token = self.mint(&target, None).await?;
+                }
+                _ => return Ok(response),
+            }
+        }
+        self.once(call, &target, &token).await
+    }
+
+    /// One try, with a fresh proof.
+    pub async fn once(
+        &self,
+        call: &Call<'_>,
+        target: &Target,
+        token: &AccessToken,
+    ) -> Result<Response<Incoming>, ClientError> {
+        let proof = self.prove(call.method.as_str(), call.url, Some(token));
+        let mut headers = call.headers.clone();
+        let value = |text: &str| HeaderValue::from_str(text).map_err(|e| ClientError::Input(e.to_string()));
+        headers.insert(header::AUTHORIZATION, value(&format!("DPoP {}", token.expose()))?);
+        headers.insert("dpop", value(&proof)?);
+        self.raw(call, headers, target.certificate).await
+    }
+
+    /// Sends exactly these headers.
+    pub async fn raw(
+        &self,
+        call: &Call<'_>,
+        headers: HeaderMap,
+        certificate: bool,
+    ) -> Result<Response<Incoming>, ClientError> {
+        let mut request = Request::builder()
+            .method(call.method.clone())
+            .uri(call.url)
+            .body(call.body.clone())
+            .map_err(|e| ClientError::Input(format!("{}: {e}", call.url)))?;
+        *request.headers_mut() = headers;
+        let http = if certificate { &self.mutual } else { &self.plain };
+        let response = http.send(request).await?;
+        self.keep_nonce(call.url, response.headers());
+        Ok(response)
+    }
+
+    /// The error of a challenged response, with a hint where the clocks are the cause.
+    pub fn explain(response: &Response<Incoming>) -> Option<String> {
+        let challenge = response.headers().get(header::WWW_AUTHENTICATE)?.to_str().ok()?;
+        let text = parameter(challenge, "error_description")?;
+        Some(with_clock_hint(text, response.headers()))
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+fn origin(url: &str) -> String {
+    let uri: Uri = url.parse().unwrap_or_default();
+    format!("{}://{}", uri.scheme_str().unwrap_or_default(), uri.authority().map_or("", |a| a.as_str()))
+}
+
+fn asks_for_nonce(response: &Response<Bytes>) -> bool {
+    response.status().is_client_error() && response.headers().contains_key("dpop-nonce")
+}
+
+/// The error code of a DPoP challenge.
+pub fn challenge<B>(response: &Response<B>) -> Option<String> {
+    if response.status() != StatusCode::UNAUTHORIZED {
+        return None;
+    }
+    parameter(response.headers().get(header::WWW_AUTHENTICATE)?.to_str().ok()?, "error")
+}
+
+/// A proof refused for its age usually means a clock: the server's `Date` tells which way.
+fn with_clock_hint(detail: String, headers: &HeaderMap) -> String {
+    let theirs = headers.get(header::DATE).and_then(|v| v.to_str().ok()).and_then(http_date);
+    let (Some(theirs), true) = (theirs, detail.contains("(11)")) else { return detail };
+    let ours = SystemClock.now();
+    let (off, way) = if ours > theirs { (ours.since(theirs), "ahead of") } else { (theirs.since(ours), "behind") };
+    format!("{detail}; this machine's clock is {} s {way} the server's: set it right", off.as_secs())
+}
+
+/// IMF-fixdate (RFC 9110 §5.6.7).
+fn http_date(text: &str) -> Option<Timestamp> {
+    const FORM: &str = "[weekday repr:short], [day] [month repr:short] [year] [hour]:[minute]:[second] GMT";
+    let form = time::format_description::parse_borrowed::<2>(FORM).ok()?;
+    let at = time::PrimitiveDateTime::parse(text, &form).ok()?.assume_utc();
+    u64::try_from(at.unix_timestamp()).ok().map(Timestamp::from_unix)
+}

@@ -1,0 +1,394 @@
+//! Configuration: built-in defaults, file with its includes, environment; each plane's section lives beside its plane.
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+use toml::{Table, Value};
+
+use crate::console::config::ConsoleConfig;
+use crate::domain::spiffe_id::TrustDomain;
+use crate::domain::time::Span;
+use crate::gateway::config::{GatewayConfig, LimitsConfig, MaskConfig, PolicyConfig, RouteConfig};
+use crate::identity::config::IdentityConfig;
+use crate::protocol::policy::PolicySource;
+use crate::token::config::TokenConfig;
+
+/// Why a configuration is refused.
+#[derive(Debug, thiserror::Error)]
+pub enum ConfigError {
+    #[error(
+        "no configuration: {0}; give --config FILE, set POPGATE_CONFIG, or put one at ./config/popgate.toml or /etc/popgate/popgate.toml"
+    )]
+    None(String),
+    #[error("cannot read {}: {cause}", path.display())]
+    Read { path: PathBuf, cause: std::io::Error },
+    #[error("{}: {what}", path.display())]
+    Syntax { path: PathBuf, what: String },
+    #[error("{name} is defined in {} and in {}", first.display(), second.display())]
+    Twice { name: String, first: PathBuf, second: PathBuf },
+    #[error("environment: {0}")]
+    Environment(String),
+    #[error("{0}")]
+    Value(String),
+}
+
+/// The whole configuration.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Config {
+    /// What every SPIFFE ID begins with.
+    pub trust_domain: String,
+    /// Keys, ledger, evidence, socket.
+    pub data_dir: PathBuf,
+    /// More files.
+    pub include: Vec<String>,
+    /// How long a drain may take.
+    pub shutdown_grace: Span,
+    /// `[identity]`.
+    pub identity: IdentityConfig,
+    /// `[token]`.
+    pub token: TokenConfig,
+    /// `[gateway]`.
+    pub gateway: GatewayConfig,
+    /// `[console]`.
+    pub console: ConsoleConfig,
+    /// `[policy]`.
+    pub policy: PolicyConfig,
+    /// `[replay]`.
+    pub replay: ReplayConfig,
+    /// `[limits]`.
+    pub limits: LimitsConfig,
+    /// `[telemetry]`.
+    pub telemetry: TelemetryConfig,
+    /// `[[route]]`.
+    #[serde(rename = "route")]
+    pub routes: Vec<RouteConfig>,
+    /// `[mask.NAME]`.
+    #[serde(rename = "mask")]
+    pub masks: BTreeMap<String, MaskConfig>,
+    /// The directory of the file: what relative paths are relative to.
+    #[serde(skip)]
+    pub base: PathBuf,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self {
+            trust_domain: "example.org".into(),
+            data_dir: "popgate-data".into(),
+            include: Vec::new(),
+            shutdown_grace: Span(Duration::from_secs(10)),
+            identity: IdentityConfig::default(),
+            token: TokenConfig::default(),
+            gateway: GatewayConfig::default(),
+            console: ConsoleConfig::default(),
+            policy: PolicyConfig::default(),
+            replay: ReplayConfig::default(),
+            limits: LimitsConfig::default(),
+            telemetry: TelemetryConfig::default(),
+            routes: Vec::new(),
+            masks: BTreeMap::new(),
+            base: PathBuf::new(),
+        }
+    }
+}
+
+/// `[replay]`.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct ReplayConfig {
+    /// Where spent proofs are remembered.
+    pub store: ReplayStore,
+    /// A file with the Redis URL.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub redis_url_file: Option<PathBuf>,
+}
+
+/// See [`ReplayConfig::store`].
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum ReplayStore {
+    /// In this process: one replica.
+    #[default]
+    Memory,
+    /// In Redis: any number of replicas.
+    Redis,
+}
+
+/// `[telemetry]`.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct TelemetryConfig {
+    /// Listener of `/metrics`, `/livez`, `/readyz`.
+    pub listen: SocketAddr,
+    /// Least severe level that is logged.
+    pub log_level: String,
+    /// Whether log lines are JSON.
+    pub log_json: bool,
+}
+
+impl Default for TelemetryConfig {
+    fn default() -> Self {
+        Self { listen: ([127, 0, 0, 1], 9464).into(), log_level: "info".into(), log_json: false }
+    }
+}
+
+impl Config {
+    /// Finds and reads the configuration: `--config`, else `POPGATE_CONFIG`, `./config/popgate.toml`, `/etc/popgate/popgate.toml`.
+    pub fn find(given: Option<&Path>, env: &BTreeMap<String, String>) -> Result<(Self, PathBuf), ConfigError> {
+        let named = given.map(Path::to_owned).or_else(|| env.get("POPGATE_CONFIG").map(PathBuf::from));
+        let usual = [PathBuf::from("config/popgate.toml"), PathBuf::from("/etc/popgate/popgate.toml")];
+        let path = named.or_else(|| usual.iter().find(|p| p.exists()).cloned());
+        let path = path.ok_or_else(|| ConfigError::None("none was given and none is in its usual place".into()))?;
+        Ok((Self::load(&path, env)?, path))
+    }
+
+    /// Reads a file with its includes, then the environment.
+    pub fn load(path: &Path, env: &BTreeMap<String, String>) -> Result<Self, ConfigError> {
+        let base = path.parent().map(Path::to_owned).unwrap_or_default();
+        let mut table = read(path)?;
+        // Each file alone first, so that a fault is told with its file, line and column.
+        check(path, None)?;
+        let patterns: Vec<String> = table
+            .get("include")
+            .and_then(Value::as_array)
+            .map(|a| a.iter().filter_map(|v| v.as_str().map(ToOwned::to_owned)).collect())
+            .unwrap_or_default();
+        let mut origins: BTreeMap<String, PathBuf> = BTreeMap::new();
+        note_names(&table, path, &mut origins)?;
+        for file in patterns.iter().map(|p| matching(&base, p)).collect::<Result<Vec<_>, _>>()?.concat() {
+            check(&file, Some(path))?;
+            let more = read(&file)?;
+            note_names(&more, &file, &mut origins)?;
+            merge(&mut table, more);
+        }
+        overlay(&mut table, env)?;
+        let mut config: Self =
+            table.try_into().map_err(|e: toml::de::Error| ConfigError::Value(nearest(&e.to_string())))?;
+        config.base = base;
+        config.data_dir = config.base.join(&config.data_dir);
+        config.check()?;
+        Ok(config)
+    }
+
+    fn check(&self) -> Result<(), ConfigError> {
+        self.trust_domain()?;
+        let window = self.token.proof_past.0.max(self.token.proof_future.0);
+        if window > Duration::from_secs(300) {
+            return Err(ConfigError::Value("token.proof_past and token.proof_future are at most 5m".into()));
+        }
+        if self.token.ttl.0 < Duration::from_secs(10) || self.token.ttl.0 > Duration::from_secs(3600) {
+            return Err(ConfigError::Value("token.ttl is from 10s to 1h".into()));
+        }
+        if self.replay.store == ReplayStore::Redis && self.replay.redis_url_file.is_none() {
+            return Err(ConfigError::Value(
+                "replay.store is redis, so replay.redis_url_file must name a file with its URL".into(),
+            ));
+        }
+        Ok(())
+    }
+
+    /// The trust domain, checked.
+    pub fn trust_domain(&self) -> Result<TrustDomain, ConfigError> {
+        TrustDomain::parse(&self.trust_domain)
+            .map_err(|e| ConfigError::Value(format!("trust_domain {:?}: {e}", self.trust_domain)))
+    }
+
+    /// Reads the policy files.
+    pub fn policies(&self) -> Result<Vec<PolicySource>, ConfigError> {
+        let mut found = Vec::new();
+        for pattern in &self.policy.files {
+            for file in matching(&self.base, pattern)? {
+                let text =
+                    std::fs::read_to_string(&file).map_err(|cause| ConfigError::Read { path: file.clone(), cause })?;
+                found.push(PolicySource { name: file.display().to_string(), text });
+            }
+        }
+        Ok(found)
+    }
+}
+
+fn read(path: &Path) -> Result<Table, ConfigError> {
+    let text = std::fs::read_to_string(path).map_err(|cause| ConfigError::Read { path: path.to_owned(), cause })?;
+    text.parse().map_err(|e: toml::de::Error| ConfigError::Syntax { path: path.to_owned(), what: e.to_string() })
+}
+
+/// Deserialises one file alone, for its line and column.
+fn check(path: &Path, included_by: Option<&Path>) -> Result<(), ConfigError> {
+    let text = std::fs::read_to_string(path).map_err(|cause| ConfigError::Read { path: path.to_owned(), cause })?;
+    if included_by.is_some() && text.parse::<Table>().is_ok_and(|t| t.contains_key("include")) {
+        return Err(ConfigError::Syntax {
+            path: path.to_owned(),
+            what: "an included file includes no further files".into(),
+        });
+    }
+    toml::from_str::<Config>(&text)
+        .map(drop)
+        .map_err(|e| ConfigError::Syntax { path: path.to_owned(), what: nearest(&e.to_string()) })
+}
+
+/// Adds the nearest known name to an unknown-field message.
+fn nearest(message: &str) -> String {
+    let quoted: Vec<&str> = message.split('`').skip(1).step_by(2).collect();
+    let Some((wrong, known)) = quoted.split_first().filter(|_| message.contains("unknown field")) else {
+        return message.to_owned();
+    };
+    let best = known.iter().max_by(|a, b| strsim::jaro_winkler(wrong, a).total_cmp(&strsim::jaro_winkler(wrong, b)));
+    match best {
+        Some(best) => format!("{}\ndid you mean `{best}`?", message.trim_end()),
+        None => message.to_owned(),
+    }
+}
+
+/// A name is defined once over all files.
+fn note_names(table: &Table, file: &Path, origins: &mut BTreeMap<String, PathBuf>) -> Result<(), ConfigError> {
+    let mut names: Vec<String> = Vec::new();
+    for (key, value) in table {
+        match value {
+            Value::Array(items) if key == "route" => {
+                names.extend(items.iter().filter_map(|r| r.get("name")?.as_str()).map(|n| format!("route {n:?}")));
+            }
+            Value::Table(inner) => names.extend(inner.keys().map(|k| format!("{key}.{k}"))),
+            _ => names.push(key.clone()),
+        }
+    }
+    for name in names {
+        if let Some(first) = origins.insert(name.clone(), file.to_owned()) {
+            return Err(ConfigError::Twice { name, first, second: file.to_owned() });
+        }
+    }
+    Ok(())
+}
+
+fn merge(into: &mut Table, more: Table) {
+    for (key, value) in more {
+        match (into.get_mut(&key), value) {
+            (Some(Value::Table(have)), Value::Table(new)) => have.extend(new),
+            (Some(Value::Array(have)), Value::Array(new)) => have.extend(new),
+            (_, value) => {
+                into.insert(key, value);
+            }
+        }
+    }
+}
+
+/// `POPGATE_GATEWAY__LISTEN` sets `gateway.listen`.
+fn overlay(table: &mut Table, env: &BTreeMap<String, String>) -> Result<(), ConfigError> {
+    const NOT_KEYS: [&str; 5] =
+        ["POPGATE_CONFIG", "POPGATE_JOIN_TOKEN", "POPGATE_SERVER", "POPGATE_TEST_REDIS_URL", "POPGATE_DATA_DIR"];
+    for (name, text) in env.iter().filter(|(n, _)| n.starts_with("POPGATE_") && !NOT_KEYS.contains(&n.as_str())) {
+        let path: Vec<String> = name["POPGATE_".len()..].split("__").map(str::to_lowercase).collect();
+        let Some((last, parents)) = path.split_last() else { continue };
+        let mut here = &mut *table;
+        for parent in parents {
+            let next = here.entry(parent.clone()).or_insert_with(|| Value::Table(Table::new()));
+            here = next
+                .as_table_mut()
+                .ok_or_else(|| ConfigError::Environment(format!("{name}: {parent} is not a section")))?;
+        }
+        let value = format!("v = {text}").parse::<Table>().ok().and_then(|mut t| t.remove("v"));
+        here.insert(last.clone(), value.unwrap_or_else(|| Value::String(text.clone())));
+    }
+    Ok(())
+}
+
+/// Files that a pattern names, sorted; `*` stands in the last part alone.
+fn matching(base: &Path, pattern: &str) -> Result<Vec<PathBuf>, ConfigError> {
+    let full = base.join(pattern);
+    let name = full.file_name().and_then(|n| n.to_str()).unwrap_or_default().to_owned();
+    let Some((before, after)) = name.split_once('*') else { return Ok(vec![full]) };
+    let dir = full.parent().map(Path::to_owned).unwrap_or_default();
+    let entries = match std::fs::read_dir(&dir) {
+        Ok(entries) => entries,
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(Vec::new()),
+        Err(cause) => return Err(ConfigError::Read { path: dir, cause }),
+    };
+    let fits = |path: &PathBuf| {
+        path.file_name()
+            .and_then(|n| n.to_str())
+            .is_some_and(|n| n.starts_with(before) && n.ends_with(after) && n.len() >= before.len() + after.len())
+    };
+    let mut files: Vec<PathBuf> = entries.filter_map(Result::ok).map(|e| e.path()).filter(fits).collect();
+    files.sort();
+    Ok(files)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn load(files: &[(&str, &str)], env: &[(&str, &str)]) -> Result<Config, String> {
+        let dir = tempfile::tempdir().expect("tempdir");
+        for (name, text) in files {
+            std::fs::write(dir.path().join(name), text).expect("writes");
+        }
+        let env = env.iter().map(|(k, v)| ((*k).to_owned(), (*v).to_owned())).collect();
+        Config::load(&dir.path().join("popgate.toml"), &env).map_err(|e| e.to_string())
+    }
+
+    #[test]
+    fn the_shipped_file_shows_every_key_with_its_default() {
+        let shipped = include_str!("../config/popgate.toml");
+        let read: Config = toml::from_str(shipped).expect("reads");
+        let written = |c: &Config| {
+            toml::to_string(&Config { include: vec![], policy: PolicyConfig::default(), ..c.clone() }).expect("writes")
+        };
+        assert_eq!(written(&read), written(&Config::default()));
+        let defaults: Table = toml::to_string(&Config::default()).expect("writes").parse().expect("reads");
+        for (section, value) in &defaults {
+            let keys: Vec<&String> = value.as_table().map(|t| t.keys().collect()).unwrap_or_default();
+            assert!(shipped.contains(section) || section == "route" || section == "mask", "{section}");
+            for key in keys {
+                assert!(
+                    shipped.contains(&format!("\n{key} ")) || shipped.contains(&format!("\n# {key} ")),
+                    "{section}.{key}"
+                );
+            }
+        }
+    }
+
+    #[test]
+    fn an_unknown_key_names_its_place_and_the_nearest_known_one() {
+        let error = load(&[("popgate.toml", "[gateway]\nlisen = \"127.0.0.1:1\"\n")], &[]).expect_err("refused");
+        assert!(error.contains("line 2") && error.contains("did you mean `listen`?"), "{error}");
+    }
+
+    #[test]
+    fn a_name_defined_twice_names_both_places() {
+        let files = [
+            ("popgate.toml", "include = [\"m-*.toml\"]\n"),
+            ("m-a.toml", "[mask.pii]\n"),
+            ("m-b.toml", "[mask.pii]\n"),
+        ];
+        let error = load(&files, &[]).expect_err("refused");
+        assert!(error.contains("mask.pii") && error.contains("m-a.toml") && error.contains("m-b.toml"), "{error}");
+    }
+
+    #[test]
+    fn the_environment_goes_over_the_file() {
+        let config = load(
+            &[("popgate.toml", "[token]\nttl = \"1m\"\n")],
+            &[("POPGATE_TOKEN__TTL", "2m"), ("POPGATE_LIMITS__HELD_BODY", "7")],
+        );
+        let config = config.expect("reads");
+        assert_eq!(config.token.ttl.0, Duration::from_secs(120));
+        assert_eq!(config.limits.held_body, 7);
+        assert!(load(&[("popgate.toml", "")], &[("POPGATE_TOKEN__TTLL", "2m")]).expect_err("refused").contains("ttl"));
+    }
+
+    #[test]
+    fn values_out_of_range_are_refused() {
+        for text in [
+            "[token]\nttl = \"1d\"",
+            "[token]\nproof_past = \"1h\"",
+            "trust_domain = \"Ex ample\"",
+            "[replay]\nstore = \"redis\"",
+            "[policy]\nmode = \"shadow\"",
+        ] {
+            assert!(load(&[("popgate.toml", text)], &[]).is_err(), "{text}");
+        }
+    }
+}

@@ -1,0 +1,77 @@
+//! Who administers: a local user through the socket, or a person by certificate.
+
+use crate::domain::people::{Person, Role};
+use crate::domain::refusal::Refusal;
+use crate::domain::revocation::Subject;
+use crate::net::listener::Peer;
+use crate::protocol::svid::X509Svid;
+use crate::store::Stores;
+
+/// An authenticated administrator.
+pub enum Actor {
+    /// `local:<uid>`: root or the service's own user. Administers, and cannot approve.
+    Local(u32),
+    /// A person, by this certificate.
+    Person {
+        /// Who.
+        person: Person,
+        /// Serial of the certificate.
+        serial: String,
+    },
+}
+
+impl Actor {
+    /// Reads the peer of a connection.
+    pub fn of(stores: &Stores, peer: &Peer) -> Result<Self, Refusal> {
+        if let Some(uid) = peer.uid {
+            return Ok(Self::Local(uid));
+        }
+        let refuse = |detail: &str| Refusal::new(401, "certificate", detail);
+        let leaf = peer
+            .leaf
+            .as_ref()
+            .ok_or_else(|| refuse("administration needs a person's certificate: `popgate login` makes one"))?;
+        let svid = X509Svid::parse(leaf).map_err(|e| refuse(&e.to_string()))?;
+        let name = svid
+            .spiffe_id
+            .person_name()
+            .ok_or_else(|| refuse("only persons administer; this is a workload's certificate"))?;
+        let person = stores.people.by_name(name).ok_or_else(|| refuse("this person is not registered any more"))?;
+        let subject = Subject {
+            spiffe_id: svid.spiffe_id.clone(),
+            person: Some(person.id.clone()),
+            groups: person.groups.clone(),
+            serial: Some(svid.serial.clone()),
+            jkt: Some(svid.key.jkt()),
+            jti: None,
+        };
+        match stores.revocations.watch().borrow().stops(&subject, stores.clock.now()) {
+            Some(kind) => Err(refuse("this person or certificate is revoked").because(kind)),
+            None => Ok(Self::Person { person, serial: svid.serial }),
+        }
+    }
+
+    /// Refuses an actor without a role; a local user has every role but approver.
+    pub fn need(&self, role: Role) -> Result<(), Refusal> {
+        match self {
+            Self::Local(_) if role != Role::Approver => Ok(()),
+            Self::Local(_) => Err(Refusal::new(
+                403,
+                "role",
+                "the administration socket cannot approve: use a person's certificate (--identity DIR --server URL)",
+            )),
+            Self::Person { person, .. } if person.has(role) => Ok(()),
+            Self::Person { person, .. } => {
+                Err(Refusal::new(403, "role", format!("{} does not hold the role {role}", person.name)))
+            }
+        }
+    }
+
+    /// How the log names them.
+    pub fn name(&self) -> String {
+        match self {
+            Self::Local(uid) => format!("local:{uid}"),
+            Self::Person { person, .. } => person.id.clone(),
+        }
+    }
+}

@@ -1,0 +1,221 @@
+//! The routes of the administration API.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::Router;
+use axum::body::Body;
+use axum::extract::{Extension, Path, Query, State};
+use axum::http::{HeaderValue, Response, StatusCode, header};
+use axum::routing::{get, post};
+use serde::Deserialize;
+use serde::de::DeserializeOwned;
+use serde_json::{Value, json};
+
+use crate::console::actor::Actor;
+use crate::domain::digest::Sha256;
+use crate::domain::leaf::{Event, Leaf, Staged};
+use crate::domain::people::Role;
+use crate::domain::refusal::Refusal;
+use crate::domain::spiffe_id::TrustDomain;
+use crate::net::body;
+use crate::net::listener::Peer;
+use crate::net::problem;
+use crate::protocol::json;
+use crate::store::{Stores, entropy};
+
+const MAX_BODY: usize = 8 << 20;
+
+/// What only the wiring knows: certificates, listeners, queues.
+pub type StatusSource = Arc<dyn Fn() -> Value + Send + Sync>;
+
+/// The plane's state.
+pub struct Console {
+    /// What is remembered.
+    pub stores: Stores,
+    /// Our trust domain.
+    pub trust_domain: TrustDomain,
+    /// Pin of join tokens.
+    pub pin: Sha256,
+    /// Life of a certificate whose entry names none.
+    pub default_ttl: Duration,
+    /// Names of our own servers, which no entry may claim.
+    pub server_names: Vec<String>,
+    /// One screen of facts.
+    pub status: StatusSource,
+}
+
+#[derive(Deserialize)]
+struct IdQuery {
+    id: Option<String>,
+    all: Option<bool>,
+}
+
+type Plane = State<Arc<Console>>;
+type From = Extension<Arc<Peer>>;
+
+/// The routes; the listener decides who reaches them.
+pub fn router(console: Arc<Console>) -> Router {
+    Router::new()
+        .route("/v1/status", get(status))
+        .route("/v1/entries", get(entries).post(entry_create).delete(entry_delete))
+        .route("/v1/import", post(import))
+        .route("/v1/join-tokens", post(join_token))
+        .route("/v1/people", get(people).post(person_create).delete(person_delete))
+        .route("/v1/approvals", get(approvals))
+        .route("/v1/approvals/{id}", get(approval).post(decide))
+        .route("/v1/revocations", get(revocations).post(revoke))
+        .route("/v1/revocations/{id}/lift", post(lift))
+        .route("/v1/offboard", post(offboard))
+        .route("/v1/evidence/publish", post(publish))
+        .with_state(console)
+}
+
+async fn status(State(console): Plane, Extension(peer): From) -> Response<Body> {
+    answer(actor(&console, &peer).and_then(|a| a.need(Role::Viewer)).map(|()| (console.status)()))
+}
+
+async fn entries(State(console): Plane, Extension(peer): From, Query(query): Query<IdQuery>) -> Response<Body> {
+    let list = || {
+        actor(&console, &peer)?.need(Role::Viewer)?;
+        let entries = console.stores.entries.list();
+        match query.id {
+            None => Ok(json!(entries)),
+            Some(id) => entries
+                .into_iter()
+                .find(|e| e.spiffe_id.as_str() == id)
+                .map(|e| json!(e))
+                .ok_or_else(|| Refusal::new(404, "not-found", format!("there is no entry {id}"))),
+        }
+    };
+    answer(list())
+}
+
+async fn people(State(console): Plane, Extension(peer): From) -> Response<Body> {
+    answer(actor(&console, &peer).and_then(|a| a.need(Role::Viewer)).map(|()| json!(console.stores.people.list())))
+}
+
+async fn entry_create(State(console): Plane, Extension(peer): From, body: Body) -> Response<Body> {
+    let run = async || console.create_entry(&actor(&console, &peer)?, read(body).await?).await;
+    answer(run().await)
+}
+
+async fn entry_delete(State(console): Plane, Extension(peer): From, Query(query): Query<IdQuery>) -> Response<Body> {
+    let run = async || console.delete_entry(&actor(&console, &peer)?, &query.id.unwrap_or_default()).await;
+    answer(run().await)
+}
+
+async fn import(State(console): Plane, Extension(peer): From, body: Body) -> Response<Body> {
+    let run = async || console.import(&actor(&console, &peer)?, read(body).await?).await;
+    answer(run().await)
+}
+
+async fn join_token(State(console): Plane, Extension(peer): From, body: Body) -> Response<Body> {
+    let run = async || console.create_join_token(&actor(&console, &peer)?, read(body).await?).await;
+    answer(run().await)
+}
+
+async fn person_create(State(console): Plane, Extension(peer): From, body: Body) -> Response<Body> {
+    let run = async || console.create_person(&actor(&console, &peer)?, read(body).await?).await;
+    answer(run().await)
+}
+
+async fn person_delete(State(console): Plane, Extension(peer): From, Query(query): Query<IdQuery>) -> Response<Body> {
+    let run = async || console.delete_person(&actor(&console, &peer)?, &query.id.unwrap_or_default()).await;
+    answer(run().await)
+}
+
+async fn approvals(State(console): Plane, Extension(peer): From, Query(query): Query<IdQuery>) -> Response<Body> {
+    let run = async || console.list_approvals(&actor(&console, &peer)?, query.all.unwrap_or(false)).await;
+    answer(run().await)
+}
+
+async fn approval(State(console): Plane, Extension(peer): From, Path(id): Path<String>) -> Response<Body> {
+    let run = async || console.show_approval(&actor(&console, &peer)?, &id).await;
+    answer(run().await)
+}
+
+async fn decide(State(console): Plane, Extension(peer): From, Path(id): Path<String>, body: Body) -> Response<Body> {
+    let run = async || console.decide(&actor(&console, &peer)?, &id, read(body).await?).await;
+    answer(run().await)
+}
+
+async fn revocations(State(console): Plane, Extension(peer): From) -> Response<Body> {
+    let run = async || console.list_revocations(&actor(&console, &peer)?).await;
+    answer(run().await)
+}
+
+async fn revoke(State(console): Plane, Extension(peer): From, body: Body) -> Response<Body> {
+    let run = async || console.revoke(&actor(&console, &peer)?, read(body).await?).await;
+    answer(run().await)
+}
+
+async fn lift(State(console): Plane, Extension(peer): From, Path(id): Path<i64>) -> Response<Body> {
+    let run = async || console.lift(&actor(&console, &peer)?, id).await;
+    answer(run().await)
+}
+
+async fn offboard(State(console): Plane, Extension(peer): From, body: Body) -> Response<Body> {
+    let run = async || console.offboard(&actor(&console, &peer)?, read(body).await?).await;
+    answer(run().await)
+}
+
+async fn publish(State(console): Plane, Extension(peer): From) -> Response<Body> {
+    let run = async || {
+        actor(&console, &peer)?.need(Role::Auditor)?;
+        console.stores.evidence.publish().await?;
+        Ok(json!({"published": true}))
+    };
+    answer(run().await)
+}
+
+fn actor(console: &Console, peer: &Peer) -> Result<Actor, Refusal> {
+    Actor::of(&console.stores, peer)
+}
+
+async fn read<T: DeserializeOwned>(body: Body) -> Result<T, Refusal> {
+    let bad = |detail: String| Refusal::new(400, "input", detail);
+    let bytes = body::read(body, MAX_BODY).await.map_err(|e| bad(e.to_string()))?;
+    let value = json::parse(&bytes).map_err(|e| bad(format!("the body is not strict JSON: {e}")))?;
+    serde_json::from_value(value).map_err(|e| bad(e.to_string()))
+}
+
+fn answer(result: Result<Value, Refusal>) -> Response<Body> {
+    match result {
+        Err(refusal) => {
+            let request_id = entropy::random_id();
+            tracing::info!(
+                request_id,
+                status = refusal.status,
+                kind = refusal.kind,
+                detail = refusal.detail,
+                cause = refusal.cause,
+                "administration refused"
+            );
+            problem::response(&refusal, &request_id).map(Body::new)
+        }
+        Ok(document) => {
+            let mut response = Response::new(Body::from(document.to_string()));
+            *response.status_mut() = StatusCode::OK;
+            response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
+            response.headers_mut().insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
+            response
+        }
+    }
+}
+
+impl Console {
+    /// Makes a change of the registry a leaf.
+    pub async fn log_registration(&self, actor: &Actor, what: &str, action: &str, value: &str) -> Result<(), Refusal> {
+        let (value, by) = (entropy::seal(value), entropy::seal(actor.name()));
+        let event = Event::Registration {
+            what: what.into(),
+            action: action.into(),
+            value: value.commitment(),
+            by: by.commitment(),
+        };
+        let openings = [("value".to_owned(), value), ("by".to_owned(), by)].into();
+        self.stores.evidence.append(Staged { leaf: Leaf { time: self.stores.clock.now(), event }, openings }).await?;
+        Ok(())
+    }
+}

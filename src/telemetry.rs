@@ -1,0 +1,59 @@
+//! Logs, metrics and the health listener's answers.
+
+use std::io::IsTerminal as _;
+use std::sync::Arc;
+
+use axum::Router;
+use axum::extract::State;
+use axum::http::StatusCode;
+use axum::routing::get;
+use metrics_exporter_prometheus::{PrometheusBuilder, PrometheusHandle};
+use tracing_subscriber::EnvFilter;
+
+/// Starts logging to standard error. Fields, not sentences; no credential is ever a field.
+pub fn start_logs(level: &str, json: bool) {
+    let filter = EnvFilter::try_new(format!("{level},sqlx=warn,hyper=warn,h2=warn,rustls=warn"))
+        .unwrap_or_else(|_| EnvFilter::new("info"));
+    let builder = tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr)
+        .with_ansi(std::io::stderr().is_terminal());
+    // A second start in one process keeps the first.
+    let _ = if json { builder.json().try_init() } else { builder.with_target(false).try_init() };
+}
+
+/// Starts the metrics recorder of this process.
+pub fn start_metrics() -> PrometheusHandle {
+    let recorder = PrometheusBuilder::new().build_recorder();
+    let handle = recorder.handle();
+    let _ = metrics::set_global_recorder(recorder);
+    handle
+}
+
+/// Answers whether every part that a decision needs is there; the text names the ones that are not.
+pub type Readiness = Arc<dyn Fn() -> futures_util::future::BoxFuture<'static, Result<(), String>> + Send + Sync>;
+
+/// What the health listener needs.
+#[derive(Clone)]
+pub struct Health {
+    /// Renders metrics.
+    pub metrics: PrometheusHandle,
+    /// Asks every store.
+    pub readiness: Readiness,
+}
+
+/// `/metrics`, `/livez`, `/readyz`.
+pub fn router(health: Health) -> Router {
+    Router::new()
+        .route("/metrics", get(|State(h): State<Health>| async move { h.metrics.render() }))
+        .route("/livez", get(|| async { "ok\n" }))
+        .route("/readyz", get(ready))
+        .with_state(health)
+}
+
+async fn ready(State(health): State<Health>) -> (StatusCode, String) {
+    match (health.readiness)().await {
+        Ok(()) => (StatusCode::OK, "ready\n".into()),
+        Err(missing) => (StatusCode::SERVICE_UNAVAILABLE, format!("not ready: {missing}\n")),
+    }
+}

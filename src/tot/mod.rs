@@ -1,0 +1,11 @@
+//! A small, real Tree of Thoughts engine (Yao et al. 2023) for the gateway to stand in front of: the Game of 24.
+
+pub mod admit;
+pub mod evaluate;
+pub mod events;
+pub mod number;
+pub mod propose;
+pub mod run;
+pub mod search;
+pub mod serve;
+pub mod value;

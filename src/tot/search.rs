@@ -1,0 +1,173 @@
+//! Breadth-first search with a beam: propose, value, keep the best b, ties in the order of the sorted states.
+
+use crate::tot::evaluate;
+use crate::tot::propose::{State, propose};
+use crate::tot::value::{Judge, SURE, Valuer};
+
+/// One node of the tree.
+#[derive(Clone, Debug)]
+pub struct Node {
+    /// Its parent's number; none for the root.
+    pub parent: Option<usize>,
+    /// How many steps from the root.
+    pub depth: usize,
+    /// The thought that led here.
+    pub text: String,
+    /// What is left.
+    pub state: State,
+    /// Its value.
+    pub value: f64,
+    /// Whether the beam kept it.
+    pub kept: bool,
+    /// Whether somebody pruned it.
+    pub pruned: bool,
+}
+
+/// A search in progress.
+pub struct Search {
+    /// All nodes, by number; the root is 0.
+    pub nodes: Vec<Node>,
+    frontier: Vec<usize>,
+    input: Vec<i64>,
+    beam: usize,
+    valuer: Valuer,
+    judge: Judge,
+}
+
+impl Search {
+    /// A search that has not begun.
+    pub fn new(input: &[i64], beam: usize, valuer: Valuer) -> Self {
+        let root = Node {
+            parent: None,
+            depth: 0,
+            text: "start".into(),
+            state: State::start(input),
+            value: SURE,
+            kept: true,
+            pruned: false,
+        };
+        Self { nodes: vec![root], frontier: vec![0], input: input.to_vec(), beam, valuer, judge: Judge::default() }
+    }
+
+    /// Whether there is nothing left to expand.
+    pub fn is_over(&self) -> bool {
+        self.frontier.iter().all(|n| self.nodes[*n].state.terms.len() <= 1)
+    }
+
+    /// Expands the frontier by one step and gives the numbers of the new nodes.
+    pub fn step(&mut self) -> Vec<usize> {
+        let mut seen = std::collections::HashSet::new();
+        let mut new = Vec::new();
+        for parent in std::mem::take(&mut self.frontier) {
+            if self.nodes[parent].pruned {
+                continue;
+            }
+            for thought in propose(&self.nodes[parent].state) {
+                if seen.insert(thought.state.key()) {
+                    let value = self.judge.value(self.valuer, &thought.state);
+                    let depth = self.nodes[parent].depth + 1;
+                    new.push(self.nodes.len());
+                    self.nodes.push(Node {
+                        parent: Some(parent),
+                        depth,
+                        text: thought.text,
+                        state: thought.state,
+                        value,
+                        kept: false,
+                        pruned: false,
+                    });
+                }
+            }
+        }
+        self.keep_best(&new);
+        new
+    }
+
+    fn keep_best(&mut self, new: &[usize]) {
+        let mut order = new.to_vec();
+        let nodes = &self.nodes;
+        order.sort_by(|a, b| {
+            nodes[*b].value.total_cmp(&nodes[*a].value).then_with(|| nodes[*a].state.key().cmp(&nodes[*b].state.key()))
+        });
+        order.truncate(self.beam);
+        order.iter().for_each(|n| self.nodes[*n].kept = true);
+        self.frontier = order;
+    }
+
+    /// An answer that the separate evaluator accepts.
+    pub fn solution(&self) -> Option<String> {
+        let finals = self.nodes.iter().filter(|n| n.kept && !n.pruned && n.state.terms.len() == 1);
+        finals.map(|n| n.state.terms[0].expression.clone()).find(|e| evaluate::check(e, &self.input).is_ok())
+    }
+
+    /// Prunes the subtree at a node and gives the numbers of all that went.
+    pub fn prune(&mut self, at: usize) -> Vec<usize> {
+        let mut gone = vec![at];
+        for n in at + 1..self.nodes.len() {
+            if self.nodes[n].parent.is_some_and(|p| gone.contains(&p)) {
+                gone.push(n);
+            }
+        }
+        gone.iter().for_each(|n| self.nodes[*n].pruned = true);
+        self.frontier.retain(|n| !gone.contains(n));
+        gone
+    }
+}
+
+/// Searches to the end.
+pub fn solve(input: &[i64], beam: usize, valuer: Valuer) -> Option<String> {
+    let mut search = Search::new(input, beam, valuer);
+    while !search.is_over() {
+        search.step();
+    }
+    search.solution()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn solved(beam: usize, valuer: Valuer) -> (usize, usize) {
+        let mut judge = Judge::default();
+        let (mut all, mut solved) = (0, 0);
+        for a in 1..=13 {
+            for b in a..=13 {
+                for c in b..=13 {
+                    for d in c..=13 {
+                        let input = [a, b, c, d];
+                        if judge.value(Valuer::Exact, &State::start(&input)) == SURE {
+                            all += 1;
+                            solved += usize::from(solve(&input, beam, valuer).is_some());
+                        }
+                    }
+                }
+            }
+        }
+        (all, solved)
+    }
+
+    #[test]
+    fn exact_solves_every_solvable_puzzle_with_a_beam_of_one() {
+        assert_eq!(solved(1, Valuer::Exact), (1362, 1362));
+    }
+
+    /// The counts of this tie-breaking: `docs/tot.md` holds them beside an independent implementation's.
+    #[test]
+    fn the_heuristic_solves_as_many_as_documented() {
+        for (beam, want) in [(1, 860), (5, 0), (10, 0), (20, 0), (50, 0)] {
+            assert_eq!(solved(beam, Valuer::Heuristic).1, want, "b = {beam}");
+        }
+    }
+
+    #[test]
+    fn pruning_takes_the_whole_subtree_and_its_solutions() {
+        let mut search = Search::new(&[1, 4, 4, 10], 5, Valuer::Exact);
+        while !search.is_over() {
+            search.step();
+        }
+        assert!(search.solution().is_some());
+        let gone = search.prune(0);
+        assert_eq!(gone.len(), search.nodes.len());
+        assert_eq!(search.solution(), None);
+    }
+}
