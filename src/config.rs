@@ -177,10 +177,10 @@ impl Config {
     fn check(&self) -> Result<(), ConfigError> {
         self.trust_domain()?;
         let window = self.token.proof_past.0.max(self.token.proof_future.0);
-        if window > Duration::from_secs(300) {
+        if window > Duration::from_mins(5) {
             return Err(ConfigError::Value("token.proof_past and token.proof_future are at most 5m".into()));
         }
-        if self.token.ttl.0 < Duration::from_secs(10) || self.token.ttl.0 > Duration::from_secs(3600) {
+        if self.token.ttl.0 < Duration::from_secs(10) || self.token.ttl.0 > Duration::from_hours(1) {
             return Err(ConfigError::Value("token.ttl is from 10s to 1h".into()));
         }
         if self.replay.store == ReplayStore::Redis && self.replay.redis_url_file.is_none() {
@@ -374,7 +374,7 @@ mod tests {
             &[("POPGATE_TOKEN__TTL", "2m"), ("POPGATE_LIMITS__HELD_BODY", "7")],
         );
         let config = config.expect("reads");
-        assert_eq!(config.token.ttl.0, Duration::from_secs(120));
+        assert_eq!(config.token.ttl.0, Duration::from_mins(2));
         assert_eq!(config.limits.held_body, 7);
         assert!(load(&[("popgate.toml", "")], &[("POPGATE_TOKEN__TTLL", "2m")]).expect_err("refused").contains("ttl"));
     }

@@ -185,7 +185,7 @@ fn human(value: &Value, depth: usize) -> String {
             .filter(|(_, v)| !v.is_null())
             .map(|(name, v)| match v {
                 Value::Object(_) => format!("{indent}{name}:\n{}", human(v, depth + 1)),
-                Value::Array(items) if items.iter().any(|i| i.is_object()) => {
+                Value::Array(items) if items.iter().any(serde_json::Value::is_object) => {
                     format!("{indent}{name}:\n{}", human(v, depth + 1))
                 }
                 Value::Array(items) => {

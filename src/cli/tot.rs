@@ -84,14 +84,11 @@ fn solve(global: &Global, numbers: &[i64], b: usize, value: &str) -> Result<(), 
 
 async fn serve_engine(global: &Global, args: TotServeArgs) -> Result<(), Failure> {
     telemetry::start_logs(global.log_level.as_deref().unwrap_or(if global.quiet { "error" } else { "info" }), false);
-    let admission = match (args.trust_domain, args.txn_jwks) {
-        (Some(trust_domain), Some(keys)) => Some(Admission::new(trust_domain, keys)),
-        _ => {
-            tracing::warn!(
-                "anybody may call this engine; give --trust-domain and --txn-jwks to admit the gateway alone"
-            );
-            None
-        }
+    let admission = if let (Some(trust_domain), Some(keys)) = (args.trust_domain, args.txn_jwks) {
+        Some(Admission::new(trust_domain, keys))
+    } else {
+        tracing::warn!("anybody may call this engine; give --trust-domain and --txn-jwks to admit the gateway alone");
+        None
     };
     let record = match &args.record {
         None => Record::default(),

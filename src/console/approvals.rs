@@ -15,7 +15,7 @@ use crate::store::approvals::Step;
 use crate::store::entropy;
 
 /// How long the requester has to come back once approved.
-const TO_CONSUME: Duration = Duration::from_secs(5 * 60);
+const TO_CONSUME: Duration = Duration::from_mins(5);
 
 /// What a person says to a request.
 #[derive(Debug, Deserialize)]

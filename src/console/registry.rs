@@ -16,8 +16,8 @@ use crate::store::entries::ChangeError;
 use crate::store::entropy;
 
 /// Shortest and longest life of a certificate that an entry may ask for.
-const SVID_TTL: (Duration, Duration) = (Duration::from_secs(300), Duration::from_secs(4 * 3600));
-const JOIN_TTL: (Duration, Duration) = (Duration::from_secs(10), Duration::from_secs(24 * 3600));
+const SVID_TTL: (Duration, Duration) = (Duration::from_mins(5), Duration::from_hours(4));
+const JOIN_TTL: (Duration, Duration) = (Duration::from_secs(10), Duration::from_hours(24));
 
 /// An entry as people write it: lives as `"1h"`.
 #[derive(Debug, Deserialize)]
@@ -184,7 +184,7 @@ impl Console {
         self.log_registration(actor, "person", "create", &person.id).await?;
         let path = format!("/popgate/person/{}", person.name);
         let id = self.trust_domain.workload(&path).map_err(|e| bad(e.to_string()))?;
-        let (token, expires_at) = self.join_token(&id, JOIN_TTL.1.min(Duration::from_secs(600))).await?;
+        let (token, expires_at) = self.join_token(&id, JOIN_TTL.1.min(Duration::from_mins(10))).await?;
         Ok(
             json!({"person": person, "spiffe_id": id, "join_token": token.expose().as_str(), "expires_at": expires_at.rfc3339()}),
         )
@@ -233,7 +233,7 @@ impl Console {
                 format!("{id} is not registered: `popgate entry create {id} --owner ISSUER#SUBJECT` first"),
             ));
         }
-        let ttl = form.ttl.map_or(Duration::from_secs(600), |t| t.0);
+        let ttl = form.ttl.map_or(Duration::from_mins(10), |t| t.0);
         if ttl < JOIN_TTL.0 || ttl > JOIN_TTL.1 {
             return Err(bad(format!("ttl is from {} to {}", format_duration(JOIN_TTL.0), format_duration(JOIN_TTL.1))));
         }

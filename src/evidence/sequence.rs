@@ -1,7 +1,7 @@
 //! The sequencer: one writer, many waiters, one sync for a batch; checkpoints follow on a timer.
 
 use std::collections::BTreeMap;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, TrySendError, sync_channel};
@@ -29,13 +29,13 @@ const PART: &str = "the evidence log";
 const QUEUE: usize = 16_384;
 const BATCH: usize = 1024;
 const PUBLISH_EVERY: Duration = Duration::from_millis(200);
-const HEARTBEAT: Duration = Duration::from_secs(60);
+const HEARTBEAT: Duration = Duration::from_mins(1);
 /// Refusals beyond this many a second are counted instead of logged one by one.
 const REFUSALS_EACH: u64 = 200;
 const CLEAR_STAGE_AT: u64 = 4 << 20;
 
 enum Message {
-    Append(Staged, Option<oneshot::Sender<Result<u64, Unavailable>>>),
+    Append(Box<Staged>, Option<oneshot::Sender<Result<u64, Unavailable>>>),
     Publish(oneshot::Sender<Result<(), Unavailable>>),
     Stop,
 }
@@ -88,8 +88,8 @@ impl Sequencer {
     }
 }
 
-fn open_key(path: &PathBuf) -> Result<Ed25519KeyPair, EvidenceError> {
-    let bad = |what: String| EvidenceError::Key { path: path.clone(), what };
+fn open_key(path: &Path) -> Result<Ed25519KeyPair, EvidenceError> {
+    let bad = |what: String| EvidenceError::Key { path: path.to_owned(), what };
     if !path.exists() {
         let key = Ed25519KeyPair::generate().map_err(|e| bad(e.to_string()))?;
         let pkcs8 = key.to_pkcs8v1().map_err(|e| bad(e.to_string()))?;
@@ -164,7 +164,7 @@ fn check_root(tiles: &TileWriter, published: &Checkpoint) -> Result<(), String> 
 impl EvidenceLog for Sequencer {
     async fn append(&self, staged: Staged) -> Result<u64, Unavailable> {
         let (answer, wait) = oneshot::channel();
-        self.queue.try_send(Message::Append(staged, Some(answer))).map_err(|e| match e {
+        self.queue.try_send(Message::Append(Box::new(staged), Some(answer))).map_err(|e| match e {
             TrySendError::Full(_) => Unavailable::new(PART, "its queue is full"),
             TrySendError::Disconnected(_) => Unavailable::new(PART, "it is closed"),
         })?;
@@ -173,7 +173,7 @@ impl EvidenceLog for Sequencer {
 
     fn note(&self, staged: Staged) {
         let refusal = matches!(staged.leaf.event, Event::Refusal { .. });
-        match self.queue.try_send(Message::Append(staged, None)) {
+        match self.queue.try_send(Message::Append(Box::new(staged), None)) {
             Ok(()) => {}
             Err(_) if refusal => {
                 self.dropped.fetch_add(1, Ordering::Relaxed);
@@ -219,7 +219,7 @@ impl Writer {
             }
             batch.extend(messages.try_iter().take(BATCH));
             if batch.is_empty() && self.clock.now().since(last_entry) >= HEARTBEAT {
-                batch.push(Message::Append(Staged::plain(self.clock.now(), Event::Heartbeat {}), None));
+                batch.push(Message::Append(Box::new(Staged::plain(self.clock.now(), Event::Heartbeat {})), None));
             }
             if !batch.is_empty() {
                 last_entry = self.clock.now();
@@ -247,7 +247,7 @@ impl Writer {
                 Message::Stop => stop = true,
                 Message::Publish(waiter) => publish.push(waiter),
                 Message::Append(staged, waiter) => {
-                    if let Some(staged) = self.thin(staged) {
+                    if let Some(staged) = self.thin(*staged) {
                         self.add(staged, waiter, &mut entries, &mut waiters);
                     }
                 }

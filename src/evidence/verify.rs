@@ -120,6 +120,7 @@ pub fn verify(reader: &LogReader, anchors: &Anchors<'_>) -> Result<Report, Verif
 fn check_tree(reader: &LogReader, checkpoint: &Checkpoint, kept: Option<&Checkpoint>) -> Result<(), VerifyError> {
     let mut frontier = Frontier::default();
     let mut tiles: BTreeMap<(u32, u64), Vec<u8>> = BTreeMap::new();
+    let mut split = false;
     for bundle in 0..checkpoint.size.div_ceil(WIDTH) {
         for entry in reader.bundle(bundle, checkpoint.size)? {
             frontier.push(leaf_hash(&entry), |level, index, hash| {
@@ -127,14 +128,15 @@ fn check_tree(reader: &LogReader, checkpoint: &Checkpoint, kept: Option<&Checkpo
                     tiles.entry((level / 8, index / WIDTH)).or_default().extend(hash.0);
                 }
             });
-            if kept.is_some_and(|k| k.size == frontier.size() && k.root != frontier.root()) {
-                return Err(VerifyError::SplitView(frontier.size()));
-            }
+            split |= kept.is_some_and(|k| k.size == frontier.size() && k.root != frontier.root());
         }
         check_leaf_tile(reader, checkpoint, bundle, &tiles)?;
     }
     if frontier.root() != checkpoint.root {
         return Err(VerifyError::Root);
+    }
+    if let Some(kept) = kept.filter(|_| split) {
+        return Err(VerifyError::SplitView(kept.size));
     }
     for ((level, index), want) in &tiles {
         let width = want.len() as u64 / 32;

@@ -84,7 +84,8 @@ impl Gateway {
         self.check_audience(&verified, demand).map_err(claimed)?;
         check_certificate(peer, &verified, demand).map_err(claimed)?;
         self.spend(&unspent, &epoch).await.map_err(claimed)?;
-        metrics::histogram!("popgate_client_clock_offset_seconds").record(unspent.clock_offset as f64);
+        metrics::histogram!("popgate_client_clock_offset_seconds")
+            .record(f64::from(i32::try_from(unspent.clock_offset).unwrap_or(i32::MAX)));
         Ok(Caller { token: verified, token_sha256: digest, proof, entry, subject })
     }
 

@@ -30,7 +30,7 @@ impl Default for GatewayConfig {
             listen: ([127, 0, 0, 1], 8443).into(),
             client_certificate: ClientCertificate::Request,
             origins: Vec::new(),
-            stream_max: Span(Duration::from_secs(3600)),
+            stream_max: Span(Duration::from_hours(1)),
         }
     }
 }
@@ -148,7 +148,7 @@ const fn connect_timeout() -> Span {
 }
 
 const fn idle_timeout() -> Span {
-    Span(Duration::from_secs(60))
+    Span(Duration::from_mins(1))
 }
 
 /// `record` of a route.

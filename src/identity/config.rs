@@ -23,7 +23,7 @@ impl Default for IdentityConfig {
         Self {
             listen: ([127, 0, 0, 1], 8441).into(),
             names: Vec::new(),
-            svid_ttl: Span(std::time::Duration::from_secs(3600)),
+            svid_ttl: Span(std::time::Duration::from_hours(1)),
         }
     }
 }

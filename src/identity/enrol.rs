@@ -87,20 +87,17 @@ impl Enrolment {
             jkt: None,
             jti: None,
         };
-        let grant = match id.person_name() {
-            Some(name) => {
-                let person = self.stores.people.by_name(name).ok_or_else(|| not_registered(id))?;
-                Grant { life: profile::person_life(), dns: Vec::new(), subject: subject(person.id, person.groups) }
+        let grant = if let Some(name) = id.person_name() {
+            let person = self.stores.people.by_name(name).ok_or_else(|| not_registered(id))?;
+            Grant { life: profile::person_life(), dns: Vec::new(), subject: subject(person.id, person.groups) }
+        } else {
+            let entry = self.stores.entries.get(id).ok_or_else(|| not_registered(id))?;
+            if entry.expires_at.is_some_and(|end| end <= now) {
+                return Err(Refusal::new(403, "entry", "the registration entry has expired"));
             }
-            None => {
-                let entry = self.stores.entries.get(id).ok_or_else(|| not_registered(id))?;
-                if entry.expires_at.is_some_and(|end| end <= now) {
-                    return Err(Refusal::new(403, "entry", "the registration entry has expired"));
-                }
-                let (least, most) = profile::workload_bounds();
-                let life = entry.svid_ttl.duration().clamp(least, most);
-                Grant { life, dns: entry.dns_names, subject: subject(entry.owner, entry.groups) }
-            }
+            let (least, most) = profile::workload_bounds();
+            let life = entry.svid_ttl.duration().clamp(least, most);
+            Grant { life, dns: entry.dns_names, subject: subject(entry.owner, entry.groups) }
         };
         self.check_not_stopped(&grant.subject, now)?;
         Ok(grant)

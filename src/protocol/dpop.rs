@@ -158,7 +158,7 @@ pub struct Window {
 
 impl Default for Window {
     fn default() -> Self {
-        Self { past: Duration::from_secs(60), future: Duration::from_secs(10) }
+        Self { past: Duration::from_mins(1), future: Duration::from_secs(10) }
     }
 }
 

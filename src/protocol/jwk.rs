@@ -179,7 +179,7 @@ mod tests {
             (GOOD.replace("GRDA\"", "GRD\""), JwkError::Coordinates),
             (GOOD.replace("GRDA\"", "GRDA=\""), JwkError::Coordinates),
             (r#"{"kty":"EC"}"#.into(), JwkError::KeyType),
-            (r#"{}"#.into(), JwkError::KeyType),
+            (r"{}".into(), JwkError::KeyType),
         ];
         for (text, want) in rows {
             assert_eq!(PublicKey::from_jwk(&jwk(&text)).map(|_| ()), Err(want), "{text}");

@@ -79,10 +79,13 @@ pub fn check_header(header: &Map<String, Value>, typ: &str) -> Result<Algorithm,
     text("alg").and_then(Algorithm::from_name).ok_or(JwsError::Algorithm)
 }
 
+/// Gives r‖s over a message.
+type SignFunction = Box<dyn Fn(&[u8]) -> Vec<u8> + Send + Sync>;
+
 /// A key that signs ES256. Its entropy is its maker's business, so this module stays pure.
 pub struct SigningKey {
     public: PublicKey,
-    sign: Box<dyn Fn(&[u8]) -> Vec<u8> + Send + Sync>,
+    sign: SignFunction,
 }
 
 impl SigningKey {

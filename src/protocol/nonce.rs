@@ -13,7 +13,7 @@ use crate::domain::proof::{Epoch, Role};
 use crate::domain::time::Timestamp;
 
 /// How long one nonce key step lasts; a nonce of the two steps before is accepted too.
-const STEP: Duration = Duration::from_secs(60);
+const STEP: Duration = Duration::from_mins(1);
 const STEPS_BACK: u64 = 2;
 const BODY: usize = 1 + 8 + 8 + 12;
 

@@ -121,6 +121,17 @@ fn read(leaf: &Leaf, trust_domain: &str) -> Reading {
             allowed: Some(false),
             details: json!({"http_request": {"uid": request_id}, "http_response": {"code": status, "message": check}, "src_endpoint": {"name": "unproved"}}),
         },
+        other => own_act(other, &own, &api),
+    }
+}
+
+/// What the service or an administrator did.
+fn own_act(
+    event: &Event,
+    own: &dyn Fn(&str) -> String,
+    api: &dyn Fn(&str, String, Option<bool>) -> Reading,
+) -> Reading {
+    match event {
         Event::ApprovalChanged(a) => api(&format!("approval {}", a.state), a.requester.to_string(), Some(true)),
         Event::Revoked { .. } => api("revoke", own("identity"), Some(true)),
         Event::Lifted { .. } => api("lift revocation", own("identity"), Some(true)),
@@ -128,7 +139,7 @@ fn read(leaf: &Leaf, trust_domain: &str) -> Reading {
         Event::Authority { role, .. } => api(&format!("authority {role}"), own("identity"), Some(true)),
         Event::RefusalsSummarised { .. } => api("refusals summarised", own("gateway"), Some(false)),
         Event::Started { .. } => api("started", own("gateway"), None),
-        Event::Heartbeat {} => api("heartbeat", own("gateway"), None),
+        _ => api("heartbeat", own("gateway"), None),
     }
 }
 

@@ -15,7 +15,7 @@ use crate::protocol::jws::{self, Compact, SigningKey};
 /// `typ` of a transaction token.
 pub const TYP: &str = "txntoken+jwt";
 /// Longest life.
-pub const LIFE: Duration = Duration::from_secs(60);
+pub const LIFE: Duration = Duration::from_mins(1);
 /// How far the clocks of gateway and upstream may differ.
 const SKEW: Duration = Duration::from_secs(5);
 

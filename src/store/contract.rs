@@ -15,7 +15,7 @@ fn id(key: u8, jti: &str) -> ProofId {
 }
 
 fn soon() -> Timestamp {
-    SystemClock.now().plus(Duration::from_secs(60))
+    SystemClock.now().plus(Duration::from_mins(1))
 }
 
 /// What every replay guard promises.

@@ -8,7 +8,7 @@ use crate::domain::time::Timestamp;
 use crate::store::Unavailable;
 
 /// How long the same request with the same token gets the same answer again.
-pub const RETRY_WINDOW: std::time::Duration = std::time::Duration::from_secs(60);
+pub const RETRY_WINDOW: std::time::Duration = std::time::Duration::from_mins(1);
 
 /// What became of an attempt to spend a token.
 #[must_use]

@@ -109,7 +109,7 @@ impl ReplayGuard for RedisReplayGuard {
     async fn spend(&self, id: &ProofId, until: Timestamp, judged: &Epoch) -> Result<Spend, Unavailable> {
         let mut connection = self.connection.clone();
         // PXAT counts by Redis's clock; a minute more keeps a claim alive where that clock runs ahead.
-        let expires = until.plus(Duration::from_secs(60)).millis();
+        let expires = until.plus(Duration::from_mins(1)).millis();
         let (claimed, sentinel): (Option<String>, Option<String>) = redis::pipe()
             .cmd("SET")
             .arg(format!("{}:p:{}", self.prefix, id.digest))

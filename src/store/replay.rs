@@ -61,11 +61,14 @@ const STEP_BACK: Duration = Duration::from_secs(2);
 pub struct MemoryReplayGuard {
     clock: Arc<dyn Clock>,
     shards: Vec<Mutex<Shard>>,
-    keys: Vec<Mutex<HashMap<[u8; 16], BTreeMap<u64, usize>>>>,
+    keys: Vec<Mutex<Held>>,
     shard_capacity: usize,
     key_capacity: usize,
     epoch: Mutex<(Epoch, Timestamp)>,
 }
+
+/// By key: how many claims it holds in each generation.
+type Held = HashMap<[u8; 16], BTreeMap<u64, usize>>;
 
 #[derive(Default)]
 struct Shard {

@@ -31,9 +31,9 @@ impl Default for TokenConfig {
         Self {
             listen: ([127, 0, 0, 1], 8442).into(),
             issuer: None,
-            ttl: Span(Duration::from_secs(300)),
+            ttl: Span(Duration::from_mins(5)),
             nonce_required: false,
-            proof_past: Span(Duration::from_secs(60)),
+            proof_past: Span(Duration::from_mins(1)),
             proof_future: Span(Duration::from_secs(10)),
         }
     }

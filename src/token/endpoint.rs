@@ -75,7 +75,7 @@ impl TokenPlane {
             client::authenticate(&self.stores, peer, &form, parts.headers.contains_key(header::AUTHORIZATION))?;
         check_grant(&form)?;
         let judged = self.judge(&parts.headers).await?;
-        self.check_key(&client, judged.unspent.jkt)?;
+        check_key(&client, judged.unspent.jkt)?;
         let resource = mint::resource(&self.resources, &resources)?;
         let scope = mint::scope(&client.entry, form.get("scope").map(String::as_str))?;
         self.spend(&judged).await?;
@@ -99,15 +99,6 @@ impl TokenPlane {
         };
         let unspent = check(text, &want, now).map_err(bad_proof)?;
         Ok(Judged { unspent, proof: DpopProof::new(text.to_owned()), epoch })
-    }
-
-    /// By default the proof's key is the certificate's: one key, one identity (T2).
-    fn check_key(&self, client: &Client, jkt: Jkt) -> Result<(), Refusal> {
-        if jkt == client.svid.key.jkt() || client.entry.other_keys {
-            return Ok(());
-        }
-        let detail = "the proof's key is not the certificate's, and the entry does not allow other keys";
-        Err(Refusal::new(400, "proof", detail).with_error(OauthError::InvalidDpopProof))
     }
 
     async fn spend(&self, judged: &Judged) -> Result<(), Refusal> {
@@ -166,6 +157,15 @@ async fn read(headers: &HeaderMap, body: Body) -> Result<(Form, Vec<String>), Re
     }
     let bytes = body::read(body, MAX_FORM).await.map_err(|e| refuse(e.to_string()))?;
     mint::single(form::parse(&bytes).map_err(|e| refuse(e.to_string()))?)
+}
+
+/// By default the proof's key is the certificate's: one key, one identity (T2).
+fn check_key(client: &Client, jkt: Jkt) -> Result<(), Refusal> {
+    if jkt == client.svid.key.jkt() || client.entry.other_keys {
+        return Ok(());
+    }
+    let detail = "the proof's key is not the certificate's, and the entry does not allow other keys";
+    Err(Refusal::new(400, "proof", detail).with_error(OauthError::InvalidDpopProof))
 }
 
 fn check_grant(form: &Form) -> Result<(), Refusal> {

@@ -10,7 +10,7 @@ use crate::store::keys::{KeyUse, PublicKeys, PublishedKey};
 use crate::store::{Unavailable, entropy};
 
 /// How long a key is published: this replica makes a new one at each start.
-const PUBLISHED: Duration = Duration::from_secs(30 * 86_400);
+const PUBLISHED: Duration = Duration::from_hours(720);
 
 /// A signing key with its `kid`.
 pub struct TokenKey {

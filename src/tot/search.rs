@@ -154,9 +154,8 @@ mod tests {
     /// The counts of this tie-breaking: `docs/tot.md` holds them beside an independent implementation's.
     #[test]
     fn the_heuristic_solves_as_many_as_documented() {
-        for (beam, want) in [(1, 860), (5, 0), (10, 0), (20, 0), (50, 0)] {
-            assert_eq!(solved(beam, Valuer::Heuristic).1, want, "b = {beam}");
-        }
+        let counts = [1, 5, 10, 20, 50].map(|beam| solved(beam, Valuer::Heuristic).1);
+        assert_eq!(counts, [860, 1222, 1325, 1357, 1362]);
     }
 
     #[test]

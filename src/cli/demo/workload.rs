@@ -82,7 +82,7 @@ impl Workload {
             "mint" => self.mint(order).await,
             "mint_bare" => self.mint_bare(order).await,
             "token" => self.token(order).await,
-            "prove" => self.prove(order).await,
+            "prove" => self.prove(order),
             "send" => self.send(order).await,
             "call" => self.call(order).await,
             "race" => self.race(order).await,
@@ -179,14 +179,14 @@ impl Workload {
     }
 
     /// A proof by this workload's key for any token, with the gateway's current nonce.
-    async fn prove(&self, order: &Value) -> Result<Value, String> {
+    fn prove(&self, order: &Value) -> Result<Value, String> {
         let token = order["token"].as_str().map(|t| AccessToken::new(t.to_owned()));
         let proof = self.session()?.prove(text(order, "method"), text(order, "url"), token.as_ref());
         self.remember(&proof);
         Ok(json!({"proof": proof}))
     }
 
-    fn build<'a>(order: &'a Value) -> Result<Call<'a>, String> {
+    fn build(order: &Value) -> Result<Call<'_>, String> {
         let mut headers = HeaderMap::new();
         for (name, value) in order["headers"].as_object().into_iter().flatten() {
             let name: HeaderName = name.parse().map_err(|_| format!("header {name}"))?;

@@ -25,7 +25,7 @@ use crate::evidence::files::EvidenceDir;
 use crate::evidence::reader::{LogReader, ReadEntry};
 
 const READY_WITHIN: Duration = Duration::from_secs(30);
-const ANSWER_WITHIN: Duration = Duration::from_secs(60);
+const ANSWER_WITHIN: Duration = Duration::from_mins(1);
 
 /// The files of `config/`, compiled in.
 const FILES: [(&str, &str); 5] = [
@@ -121,12 +121,11 @@ fn start_error(what: String) -> StepError {
 impl World {
     /// Writes the configuration and starts engine and service.
     pub async fn start(global: &Global, args: &DemoArgs) -> Result<Self, StepError> {
-        let (data, temporary) = match &global.data_dir {
-            Some(dir) => (std::path::absolute(dir)?, None),
-            None => {
-                let dir = tempfile::Builder::new().prefix("popgate-demo-").tempdir()?;
-                if args.exit { (dir.path().to_owned(), Some(dir)) } else { (dir.keep(), None) }
-            }
+        let (data, temporary) = if let Some(dir) = &global.data_dir {
+            (std::path::absolute(dir)?, None)
+        } else {
+            let dir = tempfile::Builder::new().prefix("popgate-demo-").tempdir()?;
+            if args.exit { (dir.path().to_owned(), Some(dir)) } else { (dir.keep(), None) }
         };
         crate::net::files::private_dir(&data)?;
         let config = write_config(global, args, &data)?;

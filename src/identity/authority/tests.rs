@@ -26,7 +26,7 @@ fn issue(authority: &Authority, life: Duration) -> Made {
 #[test]
 fn x1_x2_x3_a_leaf_has_one_uri_no_subject_explicit_ca_false_and_a_random_serial() {
     let (_dir, authority) = authority();
-    let made = issue(&authority, Duration::from_secs(3600));
+    let made = issue(&authority, Duration::from_hours(1));
     let (_, cert) = X509Certificate::from_der(&made.chain[0]).expect("DER");
     assert_eq!(cert.subject().iter().count(), 0);
     let san = cert.subject_alternative_name().expect("reads").expect("there");
@@ -50,14 +50,14 @@ fn x1_x2_x3_a_leaf_has_one_uri_no_subject_explicit_ca_false_and_a_random_serial(
 #[test]
 fn x2_no_leaf_outlives_its_issuer() {
     let (_dir, authority) = authority();
-    let made = issue(&authority, Duration::from_secs(30 * 86_400));
+    let made = issue(&authority, Duration::from_hours(720));
     assert_eq!(made.svid.not_after, authority.status().issuing_not_after);
 }
 
 #[test]
 fn x4_cas_carry_the_trust_domain_and_their_path_length() {
     let (_dir, authority) = authority();
-    let made = issue(&authority, Duration::from_secs(3600));
+    let made = issue(&authority, Duration::from_hours(1));
     for (der, path_length) in [(authority.root_der(), 1), (&made.chain[1][..], 0)] {
         let (_, cert) = X509Certificate::from_der(der).expect("DER");
         let basic = cert.basic_constraints().expect("reads").expect("present");
@@ -84,7 +84,7 @@ fn the_issuing_ca_is_replaced_at_half_its_life() {
     let (_dir, authority) = authority();
     let before = authority.status().issuing_serial;
     assert!(!authority.rotate_if_due(NOW.plus(Duration::from_secs(12 * 3600 - 1))).expect("works"));
-    assert!(authority.rotate_if_due(NOW.plus(Duration::from_secs(12 * 3600))).expect("works"));
+    assert!(authority.rotate_if_due(NOW.plus(Duration::from_hours(12))).expect("works"));
     assert_ne!(authority.status().issuing_serial, before);
 }
 

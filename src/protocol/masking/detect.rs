@@ -87,7 +87,7 @@ impl Scanner {
                 let ended = self.swallow_on(text, &mut i);
                 emit_range(Piece::Drop, start, i, emit);
                 kept = i;
-                if !ended && !(whole && i == text.len()) {
+                if !(ended || whole && i == text.len()) {
                     return Ok(i);
                 }
                 let tail = self.swallow.take().map(|s| s.tail).unwrap_or_default();

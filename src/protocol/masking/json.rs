@@ -3,13 +3,16 @@
 //! A scanner, not a parser: what is not inside a string or a number passes as it is. Strings are scanned over
 //! their decoded text; member names are held whole, since field rules need them.
 
+mod members;
+
 use std::sync::Arc;
 
 use crate::protocol::masking::Blocked;
 use crate::protocol::masking::detect::{Piece, Scanner};
+use crate::protocol::masking::escape::{Unescaped, unescape};
 use crate::protocol::masking::logical::{StringScan, Written};
 use crate::protocol::masking::path::Step;
-use crate::protocol::masking::rules::{Counts, FieldAction, MaskRules};
+use crate::protocol::masking::rules::{Counts, MaskRules};
 
 /// Deepest nesting that is followed.
 const MAX_DEPTH: usize = 512;
@@ -190,9 +193,9 @@ impl JsonMasker {
             b':' => self.write(b":", out),
             b' ' | b'\t' | b'\n' | b'\r' => {
                 if self.separator.is_empty() {
-                    self.write(&[b], out)
+                    self.write(&[b], out);
                 } else {
-                    self.separator.push(b)
+                    self.separator.push(b);
                 }
             }
             _ if is_scalar(b) && !self.expect_name => {
@@ -233,82 +236,12 @@ impl JsonMasker {
         }
     }
 
-    fn close(&mut self, b: u8, out: &mut Vec<u8>) -> Result<(), Blocked> {
-        if self.stack.last().is_none_or(|c| c.object != (b == b'}')) {
-            return self.malformed(b);
-        }
-        self.unmute_item();
-        let held = std::mem::take(&mut self.separator);
-        let spaces: Vec<u8> = held.into_iter().filter(|b| *b != b',').collect();
-        self.write(&spaces, out);
-        self.stack.pop();
-        self.expect_name = false;
-        self.write(&[b], out);
-        Ok(())
-    }
-
-    /// A member or item has ended: if it was muted, writing goes on.
-    fn unmute_item(&mut self) {
-        if self.muted_at == Some(self.stack.len()) {
-            self.muted_at = None;
-        }
-    }
-
-    fn comma(&mut self, out: &mut Vec<u8>) -> Result<(), Blocked> {
-        self.unmute_item();
-        match self.stack.last_mut() {
-            None => return self.malformed(b','),
-            Some(container) if container.object => {
-                self.expect_name = true;
-                self.separator.push(b',');
-            }
-            Some(container) => {
-                container.index += 1;
-                self.write(b",", out);
-                self.item_begins(out)?;
-            }
-        }
-        Ok(())
-    }
-
-    /// An array's item is about to begin: rules on it apply before its first byte.
-    fn item_begins(&mut self, out: &mut Vec<u8>) -> Result<(), Blocked> {
-        let in_array = self.stack.last().is_some_and(|c| !c.object);
-        if !in_array || self.muted_at.is_some() || self.rules.fields.is_empty() {
-            return Ok(());
-        }
-        match self.action_here() {
-            Some(FieldAction::Block) => Err(Blocked::Forbidden),
-            Some(action) => {
-                self.mute(if action == FieldAction::Drop { b"null" } else { REDACTED_FIELD }, out);
-                Ok(())
-            }
-            None => Ok(()),
-        }
-    }
-
-    fn mute(&mut self, instead: &[u8], out: &mut Vec<u8>) {
-        out.extend(instead);
-        self.muted_at = Some(self.stack.len());
-        *self.counts.entry("field".into()).or_default() += 1;
-    }
-
-    fn action_here(&self) -> Option<FieldAction> {
-        let path = self.path();
-        self.rules.fields.iter().find(|f| f.path.matches(&path)).map(|f| f.action)
-    }
-
-    fn path(&self) -> Vec<Step> {
-        let step = |c: &Container| if c.object { Step::Name(c.name.clone()) } else { Step::Index(c.index) };
-        self.stack.iter().map(step).collect()
-    }
-
     fn in_string(&mut self, rest: &[u8], out: &mut Vec<u8>) -> Result<usize, Blocked> {
         let (Lexing::Name(escapes) | Lexing::Text(escapes) | Lexing::Delta(escapes)) = &mut self.lexing else {
             return Ok(0);
         };
         if !escapes.pending.is_empty() {
-            return self.in_escape(rest[0]);
+            return Ok(self.in_escape(rest[0]));
         }
         let plain = memchr::memchr2(b'"', b'\\', rest).unwrap_or(rest.len());
         if plain > 0 {
@@ -338,16 +271,16 @@ impl JsonMasker {
     }
 
     /// Adds a byte to an escape; zero is returned where the byte belongs to what follows it.
-    fn in_escape(&mut self, b: u8) -> Result<usize, Blocked> {
+    fn in_escape(&mut self, b: u8) -> usize {
         let (Lexing::Name(escapes) | Lexing::Text(escapes) | Lexing::Delta(escapes)) = &mut self.lexing else {
-            return Ok(0);
+            return 0;
         };
         let mut candidate = escapes.pending.clone();
         candidate.push(b);
         let (raw, character, used) = match unescape(&candidate) {
             Unescaped::More => {
                 escapes.pending = candidate;
-                return Ok(1);
+                return 1;
             }
             Unescaped::Is(character) => (candidate, character, 1),
             Unescaped::EndedBefore(character) => (std::mem::take(&mut escapes.pending), character, 0),
@@ -358,7 +291,7 @@ impl JsonMasker {
             Lexing::Delta(_) => self.delta_content(|w| w.push_escape(&raw, character)),
             _ => self.string.written.push_escape(&raw, character),
         }
-        Ok(used)
+        used
     }
 
     fn end_string(&mut self, out: &mut Vec<u8>) -> Result<(), Blocked> {
@@ -374,48 +307,6 @@ impl JsonMasker {
                 Ok(())
             }
         }
-    }
-
-    fn end_name(&mut self, out: &mut Vec<u8>) -> Result<(), Blocked> {
-        let raw = std::mem::take(&mut self.name);
-        let mut quoted = vec![b'"'];
-        quoted.extend(&raw);
-        quoted.push(b'"');
-        let decoded: String =
-            serde_json::from_slice(&quoted).unwrap_or_else(|_| String::from_utf8_lossy(&raw).into_owned());
-        if let Some(container) = self.stack.last_mut() {
-            container.name = decoded;
-        }
-        self.expect_name = false;
-        let action = if self.muted_at.is_some() { None } else { self.action_here() };
-        match action {
-            Some(FieldAction::Block) => return Err(Blocked::Forbidden),
-            Some(FieldAction::Drop) => {
-                self.separator.clear();
-                self.mute(b"", out);
-                return Ok(());
-            }
-            _ => {}
-        }
-        self.write_separator(out);
-        let masked = self.scan_whole(&raw)?;
-        self.write(b"\"", out);
-        self.write(&masked, out);
-        self.write(b"\"", out);
-        if action == Some(FieldAction::Redact) {
-            out.push(b':');
-            self.mute(REDACTED_FIELD, out);
-        }
-        Ok(())
-    }
-
-    /// The comma before a member that stays goes out only if a member before it stayed.
-    fn write_separator(&mut self, out: &mut Vec<u8>) {
-        let held = std::mem::take(&mut self.separator);
-        let first =
-            self.muted_at.is_none() && self.stack.last_mut().is_some_and(|c| !std::mem::replace(&mut c.written, true));
-        let kept: Vec<u8> = held.into_iter().filter(|b| !(first && *b == b',')).collect();
-        self.write(&kept, out);
     }
 
     /// Masks a name's raw bytes at once.
@@ -466,64 +357,4 @@ impl JsonMasker {
 
 const fn is_scalar(b: u8) -> bool {
     b.is_ascii_alphanumeric() || matches!(b, b'-' | b'+' | b'.')
-}
-
-enum Unescaped {
-    More,
-    Is(char),
-    /// The escape ended before the last byte given.
-    EndedBefore(char),
-}
-
-/// Reads `\n`, `\u0041`, `\ud83d\ude00`; a lone surrogate reads as U+FFFD.
-fn unescape(raw: &[u8]) -> Unescaped {
-    let simple = |c| Unescaped::Is(c);
-    match raw.get(1) {
-        None => Unescaped::More,
-        Some(b'u') => unicode_escape(raw),
-        Some(b'n') => simple('\n'),
-        Some(b't') => simple('\t'),
-        Some(b'r') => simple('\r'),
-        Some(b'b') => simple('\u{8}'),
-        Some(b'f') => simple('\u{c}'),
-        Some(other) => simple(char::from(*other)),
-    }
-}
-
-fn unicode_escape(raw: &[u8]) -> Unescaped {
-    let digits = &raw[2..raw.len().min(6)];
-    if digits.iter().any(|b| !b.is_ascii_hexdigit()) {
-        return Unescaped::EndedBefore(char::REPLACEMENT_CHARACTER);
-    }
-    if digits.len() < 4 {
-        return Unescaped::More;
-    }
-    let high = hex4(digits);
-    if !(0xD800..0xDC00).contains(&high) {
-        return Unescaped::Is(char::from_u32(high).unwrap_or(char::REPLACEMENT_CHARACTER));
-    }
-    let second = &raw[6..];
-    let expected = second.iter().enumerate().all(|(i, b)| match i {
-        0 => *b == b'\\',
-        1 => *b == b'u',
-        _ => b.is_ascii_hexdigit(),
-    });
-    match (expected, second.len()) {
-        (true, 6) => {
-            let low = hex4(&second[2..]);
-            let joined = 0x10000 + ((high - 0xD800) << 10) + low.wrapping_sub(0xDC00);
-            let legal = (0xDC00..0xE000).contains(&low);
-            Unescaped::Is(if legal {
-                char::from_u32(joined).unwrap_or(char::REPLACEMENT_CHARACTER)
-            } else {
-                char::REPLACEMENT_CHARACTER
-            })
-        }
-        (true, _) => Unescaped::More,
-        (false, _) => Unescaped::EndedBefore(char::REPLACEMENT_CHARACTER),
-    }
-}
-
-fn hex4(digits: &[u8]) -> u32 {
-    digits.iter().fold(0, |a, d| a * 16 + char::from(*d).to_digit(16).unwrap_or(0))
 }

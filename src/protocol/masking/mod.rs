@@ -5,6 +5,7 @@
 //! tail. Pure: bytes in, bytes out.
 
 pub mod detect;
+mod escape;
 pub mod json;
 pub mod logical;
 pub mod path;

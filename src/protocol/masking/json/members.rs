@@ -1,0 +1,120 @@
+//! Members and items: which are dropped or redacted, and what that does to the commas around them.
+
+use crate::protocol::masking::Blocked;
+use crate::protocol::masking::json::{Container, JsonMasker, REDACTED_FIELD};
+use crate::protocol::masking::path::Step;
+use crate::protocol::masking::rules::FieldAction;
+
+impl JsonMasker {
+    /// A member or item has ended: if it was muted, writing goes on.
+    pub(super) fn unmute_item(&mut self) {
+        if self.muted_at == Some(self.stack.len()) {
+            self.muted_at = None;
+        }
+    }
+
+    pub(super) fn comma(&mut self, out: &mut Vec<u8>) -> Result<(), Blocked> {
+        self.unmute_item();
+        match self.stack.last_mut() {
+            None => return self.malformed(b','),
+            Some(container) if container.object => {
+                self.expect_name = true;
+                self.separator.push(b',');
+            }
+            Some(container) => {
+                container.index += 1;
+                self.write(b",", out);
+                self.item_begins(out)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// An array's item is about to begin: rules on it apply before its first byte.
+    pub(super) fn item_begins(&mut self, out: &mut Vec<u8>) -> Result<(), Blocked> {
+        let in_array = self.stack.last().is_some_and(|c| !c.object);
+        if !in_array || self.muted_at.is_some() || self.rules.fields.is_empty() {
+            return Ok(());
+        }
+        match self.action_here() {
+            Some(FieldAction::Block) => Err(Blocked::Forbidden),
+            Some(action) => {
+                self.mute(if action == FieldAction::Drop { b"null" } else { REDACTED_FIELD }, out);
+                Ok(())
+            }
+            None => Ok(()),
+        }
+    }
+
+    pub(super) fn mute(&mut self, instead: &[u8], out: &mut Vec<u8>) {
+        out.extend(instead);
+        self.muted_at = Some(self.stack.len());
+        *self.counts.entry("field".into()).or_default() += 1;
+    }
+
+    pub(super) fn action_here(&self) -> Option<FieldAction> {
+        let path = self.path();
+        self.rules.fields.iter().find(|f| f.path.matches(&path)).map(|f| f.action)
+    }
+
+    pub(super) fn path(&self) -> Vec<Step> {
+        let step = |c: &Container| if c.object { Step::Name(c.name.clone()) } else { Step::Index(c.index) };
+        self.stack.iter().map(step).collect()
+    }
+
+    pub(super) fn end_name(&mut self, out: &mut Vec<u8>) -> Result<(), Blocked> {
+        let raw = std::mem::take(&mut self.name);
+        let mut quoted = vec![b'"'];
+        quoted.extend(&raw);
+        quoted.push(b'"');
+        let decoded: String =
+            serde_json::from_slice(&quoted).unwrap_or_else(|_| String::from_utf8_lossy(&raw).into_owned());
+        if let Some(container) = self.stack.last_mut() {
+            container.name = decoded;
+        }
+        self.expect_name = false;
+        let action = if self.muted_at.is_some() { None } else { self.action_here() };
+        match action {
+            Some(FieldAction::Block) => return Err(Blocked::Forbidden),
+            Some(FieldAction::Drop) => {
+                self.separator.clear();
+                self.mute(b"", out);
+                return Ok(());
+            }
+            _ => {}
+        }
+        self.write_separator(out);
+        let masked = self.scan_whole(&raw)?;
+        self.write(b"\"", out);
+        self.write(&masked, out);
+        self.write(b"\"", out);
+        if action == Some(FieldAction::Redact) {
+            out.push(b':');
+            self.mute(REDACTED_FIELD, out);
+        }
+        Ok(())
+    }
+
+    /// The comma before a member that stays goes out only if a member before it stayed.
+    pub(super) fn write_separator(&mut self, out: &mut Vec<u8>) {
+        let held = std::mem::take(&mut self.separator);
+        let first =
+            self.muted_at.is_none() && self.stack.last_mut().is_some_and(|c| !std::mem::replace(&mut c.written, true));
+        let kept: Vec<u8> = held.into_iter().filter(|b| !(first && *b == b',')).collect();
+        self.write(&kept, out);
+    }
+
+    pub(super) fn close(&mut self, b: u8, out: &mut Vec<u8>) -> Result<(), Blocked> {
+        if self.stack.last().is_none_or(|c| c.object != (b == b'}')) {
+            return self.malformed(b);
+        }
+        self.unmute_item();
+        let held = std::mem::take(&mut self.separator);
+        let spaces: Vec<u8> = held.into_iter().filter(|b| *b != b',').collect();
+        self.write(&spaces, out);
+        self.stack.pop();
+        self.expect_name = false;
+        self.write(&[b], out);
+        Ok(())
+    }
+}
