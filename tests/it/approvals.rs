@@ -1,0 +1,148 @@
+//! A request that waits for people: hold, decide, exact binding, single use.
+
+use http::Method;
+use serde_json::json;
+
+use crate::world::{Answer, Client, Service};
+
+const BODY: &str = r#"{"if_version":3}"#;
+
+async fn prune(service: &Service, client: &Client, headers: &[(&'static str, &str)], body: &str) -> Answer {
+    client.call("POST", &service.url("gateway", "/v1/runs/r1/nodes/n1/prune"), headers, body).await
+}
+
+fn id(answer: &Answer) -> String {
+    answer.header("location").rsplit('/').next().expect("an id").to_owned()
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_request_is_held_approved_by_another_person_and_carried_out_once() {
+    let service = Service::start().await;
+    let solver = service.solver().await;
+    let plain = prune(&service, &solver, &[], BODY).await;
+    assert_eq!(
+        (plain.status, plain.problem().as_str()),
+        (403, "approval-required"),
+        "no plain client takes it for done"
+    );
+    let held = prune(&service, &solver, &[("prefer", "wait=0")], BODY).await;
+    assert_eq!(held.status, 202);
+    assert!(held.headers.contains_key("retry-after"));
+    assert_eq!(id(&plain), id(&held), "repeats of one request fold into one");
+    let id = id(&held);
+    let named = [("popgate-approval", id.as_str())];
+    assert_eq!(prune(&service, &solver, &named, BODY).await.problem(), "approval-pending");
+    let own = solver.get(&service.url("gateway", &format!("/.popgate/approvals/{id}"))).await;
+    assert_eq!((own.status, own.json()["state"].as_str()), (200, Some("pending")), "{}", own.text());
+    assert_eq!(own.json().as_object().expect("object").len(), 3, "id, state, expires_at and nothing else");
+
+    let path = format!("/v1/approvals/{id}");
+    let approve = json!({"approve": true, "reason": "checked"});
+    let decide = async |person: &str| service.person(person).await.call(Method::POST, &path, Some(&approve)).await;
+    let status = |r: Result<serde_json::Value, popgate::client::ClientError>| r.err().and_then(|e| e.status());
+    assert_eq!(
+        status(service.admin(Method::POST, &path, Some(approve.clone())).await),
+        Some(403),
+        "the socket cannot approve"
+    );
+    assert_eq!(status(decide("bob").await), Some(403), "the requester's owner");
+    assert_eq!(status(decide("eve").await), Some(403), "an approver of another group");
+    assert_eq!(status(decide("root").await), Some(403), "an admin who is no approver");
+    assert_eq!(service.upstream.count(), 0);
+    let alice = service.person("alice").await;
+    let shown = alice.call(Method::GET, &path, None).await.expect("shown");
+    assert_eq!(
+        (shown["body"].as_str(), shown["method"].as_str(), shown["operation"].as_str()),
+        (Some(BODY), Some("POST"), Some("tot.prune"))
+    );
+    let approved = alice.call(Method::POST, &path, Some(&approve)).await.expect("approved");
+    assert_eq!(approved["state"], "approved");
+    assert_eq!(
+        status(alice.call(Method::POST, &path, Some(&json!({"approve": false}))).await),
+        Some(409),
+        "decided is decided"
+    );
+
+    let other = service.workload("spiffe://example.org/ai/other").await;
+    assert_eq!(prune(&service, &other, &named, BODY).await.problem(), "approval-unknown", "another workload's");
+    for (what, headers, body) in [
+        ("body", vec![named[0]], r#"{"if_version":4}"#),
+        ("white space in the body", vec![named[0]], r#"{"if_version": 3}"#),
+        ("a header", vec![named[0], ("x-mode", "dry")], BODY),
+        ("the content type", vec![named[0], ("content-type", "application/json; x=1")], BODY),
+    ] {
+        let answer = prune(&service, &solver, &headers, body).await;
+        assert_eq!((answer.status, answer.problem().as_str()), (403, "approval-mismatch"), "{what}");
+    }
+    let query = service.url("gateway", "/v1/runs/r1/nodes/n1/prune?x=1");
+    assert_eq!(solver.call("POST", &query, &named, BODY).await.problem(), "approval-mismatch", "the query");
+    assert_eq!(service.upstream.count(), 0);
+
+    let copies: Vec<_> = (0..8)
+        .map(|_| {
+            let (solver, url, id) = (solver.clone(), service.url("gateway", "/v1/runs/r1/nodes/n1/prune"), id.clone());
+            tokio::spawn(async move { solver.call("POST", &url, &[("popgate-approval", &id)], BODY).await.status })
+        })
+        .collect();
+    let mut done = 0;
+    for copy in copies {
+        done += u32::from(copy.await.expect("runs") == 200);
+    }
+    assert_eq!((done, service.upstream.count()), (1, 1), "of eight at once exactly one is carried out");
+    assert_eq!(prune(&service, &solver, &named, BODY).await.problem(), "approval-spent");
+    assert!(service.verify().await.status.success());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn approved_while_held_it_goes_through_with_the_proof_already_spent() {
+    let service = Service::start().await;
+    let solver = service.solver().await;
+    let alice = service.person("alice").await;
+    let (url, waiting) = (service.url("gateway", "/v1/runs/r1/nodes/n1/prune"), solver.clone());
+    let held = tokio::spawn(async move { waiting.call("POST", &url, &[("prefer", "wait=25")], BODY).await });
+    let id = loop {
+        let list = service.admin(Method::GET, "/v1/approvals", None).await.expect("lists");
+        if let Some(id) = list[0]["id"].as_str() {
+            break id.to_owned();
+        }
+        tokio::task::yield_now().await;
+    };
+    alice.call(Method::POST, &format!("/v1/approvals/{id}"), Some(&json!({"approve": true}))).await.expect("approves");
+    assert_eq!(held.await.expect("runs").status, 200);
+    assert_eq!(service.upstream.count(), 1);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn denied_is_final_and_a_stopped_approver_voids_the_approval() {
+    let service = Service::start().await;
+    let solver = service.solver().await;
+    let alice = service.person("alice").await;
+    let held = prune(&service, &solver, &[("prefer", "wait=0")], BODY).await;
+    let denied = id(&held);
+    alice
+        .call(Method::POST, &format!("/v1/approvals/{denied}"), Some(&json!({"approve": false, "reason": "no"})))
+        .await
+        .expect("denies");
+    assert_eq!(prune(&service, &solver, &[("popgate-approval", &denied)], BODY).await.problem(), "approval-denied");
+    let again = prune(&service, &solver, &[("prefer", "wait=0")], BODY).await;
+    assert_ne!(id(&again), denied, "asking anew is another approval");
+    let approved = id(&again);
+    alice
+        .call(Method::POST, &format!("/v1/approvals/{approved}"), Some(&json!({"approve": true})))
+        .await
+        .expect("approves");
+    service.admin(Method::POST, "/v1/offboard", Some(json!({"person": crate::world::ALICE}))).await.expect("offboards");
+    let void = prune(&service, &solver, &[("popgate-approval", &approved)], BODY).await;
+    assert_eq!((void.status, void.problem().as_str()), (403, "approval-expired"));
+    assert_eq!(service.upstream.count(), 0);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_the_approver_sees_is_masked() {
+    let service = Service::start().await;
+    let solver = service.solver().await;
+    let held =
+        prune(&service, &solver, &[("prefer", "wait=0")], r#"{"if_version":3,"why":"ada@example.org asks"}"#).await;
+    let shown = service.admin(Method::GET, &format!("/v1/approvals/{}", id(&held)), None).await.expect("shown");
+    assert_eq!(shown["body"], r#"{"if_version":3,"why":"[redacted:email] asks"}"#);
+}

@@ -1,0 +1,299 @@
+//! The log and the recordings: durable, provable, and without a credential anywhere.
+
+use std::collections::BTreeSet;
+use std::path::{Path, PathBuf};
+
+use http::Method;
+use serde_json::Value;
+
+use crate::world::{ENGINE_KEY, Service, respond, run, stderr, stdout};
+
+fn files(dir: &Path) -> Vec<PathBuf> {
+    let mut found = Vec::new();
+    for entry in std::fs::read_dir(dir).expect("readable") {
+        let path = entry.expect("readable").path();
+        if path.is_dir() { found.extend(files(&path)) } else { found.push(path) }
+    }
+    found
+}
+
+fn holds(dir: &Path, needle: &str) -> Vec<PathBuf> {
+    files(dir)
+        .into_iter()
+        .filter(|f| memchr::memmem::find(&std::fs::read(f).unwrap_or_default(), needle.as_bytes()).is_some())
+        .collect()
+}
+
+fn copy(from: &Path, to: &Path) {
+    std::fs::create_dir_all(to).expect("creates");
+    for entry in std::fs::read_dir(from).expect("readable") {
+        let path = entry.expect("readable").path();
+        let target = to.join(path.file_name().expect("named"));
+        if path.is_dir() { copy(&path, &target) } else { std::fs::copy(&path, target).map(drop).expect("copies") }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn no_byte_under_the_data_directory_is_a_credential() {
+    let service = Service::start().await;
+    let token = service.join_token(crate::world::SOLVER).await;
+    let solver = service.solver().await;
+    service.upstream.on_request(|seen| {
+        respond(200, "application/json", format!("{{\"sent\":{:?}}}", String::from_utf8_lossy(&seen.body)))
+    });
+    for path in ["/v1/runs", "/raw/x"] {
+        let answer = solver
+            .call(
+                "POST",
+                &service.url("gateway", path),
+                &[("x-note", "planted-control-marker"), ("cookie", "session=cookie-secret")],
+                r#"{"a":"body"}"#,
+            )
+            .await;
+        assert_eq!(answer.status, 200, "{}", answer.text());
+    }
+    service.admin(Method::POST, "/v1/evidence/publish", None).await.expect("publishes");
+    assert!(!holds(&service.data, "planted-control-marker").is_empty(), "the scan finds what is there");
+    for url in ["/v1/runs", "/raw/x"] {
+        let access = solver.token(&service.url("gateway", url)).await;
+        assert_eq!(holds(service.base(), access.expose()), Vec::<PathBuf>::new(), "an access token");
+    }
+    let (secret, _) = token.expose()[5..].split_once('.').map(|(s, p)| (s.to_owned(), p.to_owned())).expect("a token");
+    for (what, needle) in
+        [("a join token", secret.as_str()), ("a cookie", "cookie-secret"), ("the injected key", ENGINE_KEY)]
+    {
+        let found = holds(&service.data, needle);
+        assert_eq!(found, Vec::<PathBuf>::new(), "{what}");
+    }
+    let log = std::fs::read_to_string(service.base().join("serve.log")).expect("log");
+    for needle in [ENGINE_KEY, secret.as_str(), "eyJ"] {
+        assert!(!log.contains(needle), "the log holds {needle}");
+    }
+    // Private keys lie in key files alone, readable by their owner alone.
+    for file in holds(&service.data, "PRIVATE KEY") {
+        use std::os::unix::fs::PermissionsExt as _;
+        assert!(file.extension().is_some_and(|e| e == "key"), "{}", file.display());
+        assert_eq!(std::fs::metadata(&file).expect("there").permissions().mode() & 0o077, 0, "{}", file.display());
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn killed_at_any_moment_the_log_recovers_whole_and_verifies() {
+    let mut service = Service::start().await;
+    let solver = service.solver().await;
+    let url = service.url("gateway", "/v1/runs/r1");
+    for round in 0..4 {
+        let load: Vec<_> = (0..6)
+            .map(|_| {
+                let (solver, url) = (solver.clone(), url.clone());
+                tokio::spawn(async move {
+                    let mut acknowledged = Vec::new();
+                    for _ in 0..30 {
+                        let call = popgate::client::session::Call {
+                            method: Method::GET,
+                            url: &url,
+                            headers: http::HeaderMap::new(),
+                            body: bytes::Bytes::new(),
+                        };
+                        let Ok(response) = solver.session.call(&call).await else { break };
+                        if response.status() == 200 {
+                            acknowledged
+                                .push(response.headers()["popgate-request-id"].to_str().expect("text").to_owned());
+                        }
+                    }
+                    acknowledged
+                })
+            })
+            .collect();
+        let before = service.upstream.count();
+        while service.upstream.count() < before + 20 * (round + 1) {
+            tokio::task::yield_now().await;
+        }
+        service.crash_and_restart();
+        let mut acknowledged = Vec::new();
+        for task in load {
+            acknowledged.extend(task.await.expect("runs"));
+        }
+        let verified = service.verify().await;
+        assert!(verified.status.success(), "round {round}: {}", stderr(&verified));
+        let exported = run(&["audit", "export", "--data-dir", service.data.to_str().expect("UTF-8"), "--quiet"]);
+        let text = stdout(&exported);
+        let missing: Vec<&String> = acknowledged.iter().filter(|id| !text.contains(id.as_str())).collect();
+        assert!(
+            !acknowledged.is_empty() && missing.is_empty(),
+            "round {round}: an answered request has no entry: {missing:?}"
+        );
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn every_kind_of_tampering_is_found_by_name() {
+    let service = Service::start().await;
+    let solver = service.solver().await;
+    for n in 0..3 {
+        assert_eq!(solver.get(&service.url("gateway", &format!("/v1/runs/r{n}"))).await.status, 200);
+    }
+    assert!(service.verify().await.status.success());
+    let evidence = service.data.join("evidence");
+    let kept = service.base().join("kept");
+    std::fs::copy(evidence.join("checkpoint"), &kept).expect("copies");
+    let find =
+        |dir: &Path, part: &str| files(dir).into_iter().find(|f| f.to_string_lossy().contains(part)).expect(part);
+    type Tamper = Box<dyn Fn(&Path)>;
+    let flip = |part: &'static str| -> Tamper {
+        Box::new(move |dir| {
+            let file = find(dir, part);
+            let mut bytes = std::fs::read(&file).expect("reads");
+            let at = bytes.len() / 2;
+            bytes[at] ^= 1;
+            std::fs::write(file, bytes).expect("writes");
+        })
+    };
+    let cases: Vec<(&str, Tamper, &str)> = vec![
+        ("an entry", flip("tile/entries"), "was changed"),
+        ("a tile", flip("tile/0"), "was changed"),
+        (
+            "the checkpoint's root",
+            Box::new(|dir| {
+                edit(&dir.join("checkpoint"), |t| {
+                    let mut l: Vec<String> = t.lines().map(ToOwned::to_owned).collect();
+                    l[2] = format!("{}A{}", &l[2][..3], &l[2][4..]);
+                    l.join("\n") + "\n"
+                })
+            }),
+            "checkpoint",
+        ),
+        (
+            "the checkpoint's signature",
+            Box::new(|dir| {
+                edit(&dir.join("checkpoint"), |t| {
+                    let t = t.trim_end();
+                    format!("{}AAA=\n", &t[..t.len() - 4])
+                })
+            }),
+            "checkpoint",
+        ),
+        (
+            "another log's key",
+            Box::new(|dir| edit(&dir.join("log.vkey"), |t| t.replace("example.org", "example.com"))),
+            "checkpoint",
+        ),
+        (
+            "an opening's value",
+            Box::new(|dir| edit(&find(dir, "openings/"), |t| t.replacen("/v1/runs/r1", "/v1/runs/r9", 1))),
+            "opening",
+        ),
+        ("a recording", flip("recordings/"), "recording"),
+        (
+            "a recording removed",
+            Box::new(|dir| std::fs::remove_file(find(dir, "recordings/")).expect("removes")),
+            "missing",
+        ),
+        (
+            "the entries removed",
+            Box::new(|dir| std::fs::remove_file(find(dir, "tile/entries")).expect("removes")),
+            "cannot read",
+        ),
+    ];
+    for (name, tamper, says) in cases {
+        let dir = tempfile::tempdir().expect("tempdir");
+        copy(&evidence, dir.path());
+        tamper(dir.path());
+        let output = run(&[
+            "audit",
+            "verify",
+            dir.path().to_str().expect("UTF-8"),
+            "--checkpoint",
+            kept.to_str().expect("UTF-8"),
+        ]);
+        assert_eq!(output.status.code(), Some(1), "{name}");
+        assert!(stderr(&output).contains(says), "{name}: {}", stderr(&output));
+    }
+}
+
+fn edit(file: &Path, change: impl Fn(String) -> String) {
+    let text = std::fs::read_to_string(file).expect("reads");
+    let changed = change(text.clone());
+    assert_ne!(changed, text, "the edit does something");
+    std::fs::write(file, changed).expect("writes");
+}
+
+/// The published log is what other people's verifiers take.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn foreign_libraries_verify_the_checkpoint_and_the_tree() {
+    use signed_note::{Note, StandardVerifier, VerifierList};
+    let service = Service::start().await;
+    let solver = service.solver().await;
+    assert_eq!(solver.get(&service.url("gateway", "/v1/runs/r1")).await.status, 200);
+    service.admin(Method::POST, "/v1/evidence/publish", None).await.expect("publishes");
+    let evidence = service.data.join("evidence");
+    let note = std::fs::read(evidence.join("checkpoint")).expect("reads");
+    let vkey = std::fs::read_to_string(evidence.join("log.vkey")).expect("reads");
+    let verifier = StandardVerifier::new(vkey.trim()).expect("a note verifier");
+    let note = Note::from_bytes(&note).expect("a note");
+    let (verified, _) = note.verify(&VerifierList::new(vec![Box::new(verifier)])).expect("verifies");
+    assert_eq!(verified.len(), 1);
+    let text = String::from_utf8(note.text().to_vec()).expect("UTF-8");
+    let lines: Vec<&str> = text.lines().collect();
+    let size: u64 = lines[1].parse().expect("a size");
+    let bundle = std::fs::read(evidence.join(format!("tile/entries/000.p/{size}"))).expect("reads");
+    let mut hashes = Vec::new();
+    let mut rest = &bundle[..];
+    while let Some((length, tail)) = rest.split_first_chunk::<2>() {
+        let (entry, tail) = tail.split_at(usize::from(u16::from_be_bytes(*length)));
+        hashes.push(tlog_tiles::record_hash(entry));
+        rest = tail;
+    }
+    assert_eq!(hashes.len() as u64, size);
+    let root = fold(&hashes);
+    use base64::Engine as _;
+    assert_eq!(base64::prelude::BASE64_STANDARD.encode(root.0), lines[2]);
+}
+
+/// RFC 6962 §2.1 with another library's node hash.
+fn fold(hashes: &[tlog_tiles::Hash]) -> tlog_tiles::Hash {
+    match hashes {
+        [one] => *one,
+        many => {
+            let split = 1 << (usize::BITS - 1 - (many.len() - 1).leading_zeros());
+            tlog_tiles::node_hash(fold(&many[..split]), fold(&many[split..]))
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn export_names_each_actor_and_show_and_replay_find_a_request() {
+    let service = Service::start().await;
+    let solver = service.solver().await;
+    let answer = solver.get(&service.url("gateway", "/v1/runs/r1")).await;
+    let refused = solver.raw("GET", &service.url("gateway", "/v1/runs/r1"), &[], false).await;
+    assert_eq!((answer.status, refused.status), (200, 401));
+    let id = answer.header("popgate-request-id").to_owned();
+    service.admin(Method::POST, "/v1/evidence/publish", None).await.expect("publishes");
+    let data = service.data.to_str().expect("UTF-8");
+    let exported = stdout(&run(&["audit", "export", "--data-dir", data, "--quiet"]));
+    let mut classes = BTreeSet::new();
+    for line in exported.lines() {
+        let line: Value = serde_json::from_str(line).expect("JSON");
+        assert!(
+            line["actor"]["user"]["uid"].as_str().is_some_and(|u| u.starts_with("spiffe://example.org/")),
+            "{line}"
+        );
+        let (class, activity) =
+            (line["class_uid"].as_u64().expect("class"), line["activity_id"].as_u64().expect("activity"));
+        assert_eq!(line["type_uid"], class * 100 + activity);
+        assert!(line["unmapped"]["popgate"]["index"].is_u64());
+        classes.insert(class);
+    }
+    assert_eq!(classes, BTreeSet::from([3002, 4002, 6003]));
+    let by_service = exported
+        .lines()
+        .any(|l| l.contains("refused before proof") && l.contains("spiffe://example.org/popgate/gateway"));
+    assert!(by_service, "an unproved request is the gateway's act");
+    let shown = stdout(&run(&["audit", "show", &id, "--data-dir", data, "--json"]));
+    let shown: Value = serde_json::from_str(&shown).expect("JSON");
+    assert_eq!(shown["exchange"]["response_body"], answer.text());
+    assert_eq!(run(&["audit", "replay", &id, "--data-dir", data, "--quiet"]).stdout, answer.body);
+    let unknown = run(&["audit", "replay", &"0".repeat(32), "--data-dir", data]);
+    assert_eq!(unknown.status.code(), Some(1));
+}

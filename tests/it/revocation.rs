@@ -1,0 +1,105 @@
+//! Stops: mint, renewal, requests and open streams, at once.
+
+use bytes::Bytes;
+use http::Method;
+use http_body_util::BodyExt as _;
+use popgate::client::enrol;
+use serde_json::json;
+
+use crate::world::{BOB, SOLVER, Service, streaming};
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn each_kind_of_stop_refuses_requests_mints_and_renewals_and_can_be_lifted() {
+    let service = Service::start().await;
+    let solver = service.solver().await;
+    let identity = solver.session.identity();
+    let url = service.url("gateway", "/v1/runs/r1");
+    assert_eq!(solver.get(&url).await.status, 200);
+    let jkt = identity.jkt().to_string();
+    for (kind, value) in
+        [("spiffe-id", SOLVER), ("person", BOB), ("group", "solvers"), ("jkt", &jkt), ("serial", &identity.svid.serial)]
+    {
+        let stop = json!({"kind": kind, "value": value, "reason": "test"});
+        let receipt = service.admin(Method::POST, "/v1/revocations", Some(stop)).await.expect("revokes");
+        assert!(receipt["receipt"]["index"].is_u64() && receipt["receipt"]["replicas"][0]["effective_at"].is_string());
+        let token = solver.token(&url).await;
+        let proof = solver.session.prove("GET", &url, Some(&token));
+        let call = solver
+            .raw("GET", &url, &[("authorization", &format!("DPoP {}", token.expose())), ("dpop", &proof)], false)
+            .await;
+        assert_eq!((call.status, call.error()), (401, "invalid_token"), "{kind}");
+        let target = solver.session.target(&url).await.expect("known");
+        let mint = solver.session.mint(&target, None).await.expect_err("refused");
+        assert_eq!((mint.status(), mint.code()), (Some(401), "invalid_client"), "{kind}");
+        assert_eq!(enrol::renew(identity).await.err().and_then(|e| e.status()), Some(403), "{kind}");
+        let id = receipt["revocation"]["id"].as_i64().expect("a number");
+        service.admin(Method::POST, &format!("/v1/revocations/{id}/lift"), None).await.expect("lifts");
+        assert_eq!(solver.get(&url).await.status, 200, "{kind} lifted");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn offboarding_a_person_cuts_the_streams_of_every_workload_they_own_and_no_others() {
+    let service = Service::start().await;
+    let (solver, other) = (service.solver().await, service.workload("spiffe://example.org/ai/other").await);
+    let (sender, receiver) = std::sync::mpsc::channel();
+    service.upstream.on_request(move |_| {
+        let (response, pieces) = streaming("text/event-stream");
+        sender.send(pieces).expect("sends");
+        response
+    });
+    let url = service.url("gateway", "/v1/runs/r1/events");
+    let cut = solver.open("GET", &url, &[], "").await;
+    let first = receiver.recv().expect("opened");
+    let kept = other.open("GET", &url, &[], "").await;
+    let second = receiver.recv().expect("opened");
+    first.send(Bytes::from_static(b"data: a\n\n")).expect("sends");
+    let receipt = service
+        .admin(Method::POST, "/v1/offboard", Some(json!({"person": BOB, "reason": "contract ended"})))
+        .await
+        .expect("offboards");
+    assert!(receipt["workloads"].as_array().expect("list").iter().any(|w| w == SOLVER));
+    let mut body = cut.into_body();
+    let mut text = Vec::new();
+    let ended = loop {
+        match body.frame().await {
+            None => break "as if nothing had happened",
+            Some(Err(_)) => break "reset",
+            Some(Ok(frame)) => text.extend(frame.into_data().unwrap_or_default()),
+        }
+    };
+    assert_eq!(ended, "reset");
+    assert!(String::from_utf8_lossy(&text).contains("event: error"), "a reader of events is told first");
+    second.send(Bytes::from_static(b"data: b\n\n")).expect("sends");
+    drop(second);
+    assert_eq!(kept.into_body().collect().await.expect("whole").to_bytes(), "data: b\n\n");
+    let live = service.workload("spiffe://example.org/ai/other").await;
+    assert!(!live.token(&service.url("gateway", "/raw/x")).await.expose().is_empty(), "others go on");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_deleted_entry_ends_its_tokens_and_malformed_stops_are_refused() {
+    let service = Service::start().await;
+    let solver = service.solver().await;
+    let url = service.url("gateway", "/v1/runs/r1");
+    assert_eq!(solver.get(&url).await.status, 200);
+    for stop in [
+        json!({"kind": "spiffe-id", "value": "solver", "reason": "x"}),
+        json!({"kind": "workload", "value": SOLVER, "reason": "x"}),
+        json!({"kind": "spiffe-id", "value": SOLVER, "reason": " "}),
+        json!({"kind": "serial", "value": "XY", "reason": "x"}),
+        json!({"kind": "spiffe-id", "value": SOLVER, "reason": "x", "until": "tomorrow"}),
+    ] {
+        let refused = service.admin(Method::POST, "/v1/revocations", Some(stop.clone())).await;
+        assert_eq!(refused.err().and_then(|e| e.status()), Some(400), "{stop}");
+    }
+    service.admin(Method::DELETE, &format!("/v1/entries?id={SOLVER}"), None).await.expect("deletes");
+    let answer = solver.session.mint(&solver.session.target(&url).await.expect("known"), None).await;
+    assert_eq!(answer.err().and_then(|e| e.status()), Some(401));
+    let token = solver.token(&url).await;
+    let proof = solver.session.prove("GET", &url, Some(&token));
+    let call = solver
+        .raw("GET", &url, &[("authorization", &format!("DPoP {}", token.expose())), ("dpop", &proof)], false)
+        .await;
+    assert_eq!((call.status, call.error()), (401, "invalid_token"));
+}
