@@ -89,12 +89,8 @@ fn reader(global: &Global) -> Result<LogReader, Failure> {
 }
 
 fn view(entry: &ReadEntry) -> Value {
-    let opened: serde_json::Map<String, Value> = entry
-        .openings
-        .iter()
-        .filter(|(name, _)| *name != "proof")
-        .map(|(name, o)| (name.clone(), Value::String(o.value.clone())))
-        .collect();
+    let opened: serde_json::Map<String, Value> =
+        entry.opened().filter(|(name, _)| *name != "proof").map(|(n, v)| (n.to_owned(), v.into())).collect();
     json!({"index": entry.index, "entry": entry.leaf, "opened": opened})
 }
 
@@ -139,7 +135,7 @@ fn line(entry: &ReadEntry) -> String {
         "action",
     ];
     let facts: Vec<String> = facts.iter().filter_map(|n| Some(format!("{n}={}", text(n)?))).collect();
-    let opened = entry.openings.iter().filter(|(n, _)| *n != "proof").map(|(n, o)| format!("{n}={}", o.value));
+    let opened = entry.opened().filter(|(n, _)| *n != "proof").map(|(n, v)| format!("{n}={v}"));
     let all: Vec<String> = facts.into_iter().chain(opened).collect();
     context::harmless(&format!(
         "{:>6} {} {:<16} {}",
@@ -279,7 +275,7 @@ fn told(report: &Report) -> String {
          decision: {} admissions name the deciding rule and policy version\n\
          approval: {} approvals were given by a person before, for exactly that request, and used once\n\
          bytes:    {} recordings hold exactly the bytes that were logged\n\
-         erased: {}   not yet under the checkpoint: {}   without an end: {}\n",
+         not yet under the checkpoint: {}   without a whole end: {}\n",
         report.leaves,
         report.origin,
         report.root,
@@ -289,7 +285,6 @@ fn told(report: &Report) -> String {
         links.decision,
         links.approval,
         links.bytes,
-        report.erased,
         report.staged,
         report.incomplete,
     )

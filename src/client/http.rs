@@ -1,5 +1,6 @@
 //! A pooled HTTPS client over one TLS configuration.
 
+use std::error::Error;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -55,33 +56,39 @@ impl HttpClient {
 }
 
 fn failure(url: &str, error: &hyper_util::client::legacy::Error) -> ClientError {
-    let mut cause = error.to_string();
-    let mut source = std::error::Error::source(error);
-    let mut handshake = None;
-    while let Some(inner) = source {
-        cause = inner.to_string();
-        let tls = inner.downcast_ref::<std::io::Error>().and_then(std::io::Error::get_ref);
-        let tls = inner.downcast_ref::<rustls::Error>().or_else(|| tls.and_then(|e| e.downcast_ref::<rustls::Error>()));
-        handshake = handshake.or_else(|| tls.map(explain));
-        source = inner.source();
+    let url = url.to_owned();
+    match tls_error(error) {
+        Some(error) => ClientError::Handshake { url, cause: explain(error) },
+        None => ClientError::Unreachable { url, cause: innermost(error) },
     }
-    match handshake {
-        Some(cause) => ClientError::Handshake { url: url.to_owned(), cause },
-        None => ClientError::Unreachable { url: url.to_owned(), cause },
+}
+
+/// The TLS error behind an error; an `io::Error` hides the one it carries from `source`.
+fn tls_error<'a>(error: &'a (dyn Error + 'static)) -> Option<&'a rustls::Error> {
+    if let Some(found) = error.downcast_ref::<rustls::Error>() {
+        return Some(found);
     }
+    match error.downcast_ref::<std::io::Error>().and_then(std::io::Error::get_ref) {
+        Some(inner) => tls_error(inner),
+        None => error.source().and_then(tls_error),
+    }
+}
+
+fn innermost(error: &dyn Error) -> String {
+    error.source().map_or_else(|| error.to_string(), innermost)
 }
 
 /// A handshake's failure in words that say what to do.
 fn explain(error: &rustls::Error) -> String {
-    use rustls::{AlertDescription, CertificateError, Error};
+    use rustls::{AlertDescription, CertificateError, Error as Tls};
     match error {
-        Error::AlertReceived(AlertDescription::CertificateExpired) => {
+        Tls::AlertReceived(AlertDescription::CertificateExpired) => {
             "the server says that this identity's certificate has expired (or that a clock is off); fetch a new one".into()
         }
-        Error::AlertReceived(alert) => format!("the server ended the handshake ({alert:?}); is this identity of its trust domain and in date?"),
-        Error::InvalidCertificate(CertificateError::NotValidYet) => "the server's certificate is not valid yet: compare this machine's clock with the server's".into(),
-        Error::InvalidCertificate(CertificateError::Expired) => "the server's certificate has expired, or this machine's clock runs ahead".into(),
-        Error::InvalidCertificate(CertificateError::UnknownIssuer) => "the server's certificate does not lead to the root that is trusted: wrong server, or a join token of another installation".into(),
+        Tls::AlertReceived(alert) => format!("the server ended the handshake ({alert:?}); is this identity of its trust domain and in date?"),
+        Tls::InvalidCertificate(CertificateError::NotValidYet) => "the server's certificate is not valid yet: compare this machine's clock with the server's".into(),
+        Tls::InvalidCertificate(CertificateError::Expired) => "the server's certificate has expired, or this machine's clock runs ahead".into(),
+        Tls::InvalidCertificate(CertificateError::UnknownIssuer) => "the server's certificate does not lead to the root that is trusted: wrong server, or a join token of another installation".into(),
         other => format!("the TLS handshake failed: {other}"),
     }
 }

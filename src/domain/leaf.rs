@@ -191,6 +191,28 @@ pub struct Completion {
     pub duration_ms: u64,
 }
 
+impl Event {
+    /// The commitments of this event by the names of their openings. Each must have its opening beside the log.
+    pub fn commitments(&self) -> Vec<(&'static str, Sha256)> {
+        match self {
+            Self::Mint(m) => vec![("proof", m.proof)],
+            Self::Admission(a) => vec![("proof", a.proof), ("target", a.target), ("object", a.object)],
+            Self::Denial(d) => vec![("proof", d.proof), ("target", d.target)],
+            Self::ApprovalChanged(a) => a.person.map(|p| ("person", p)).into_iter().collect(),
+            Self::Revoked { value, reason, by, .. } => vec![("value", *value), ("reason", *reason), ("by", *by)],
+            Self::Lifted { by, .. } => vec![("by", *by)],
+            Self::Registration { value, by, .. } => vec![("value", *value), ("by", *by)],
+            Self::Started { .. }
+            | Self::Heartbeat {}
+            | Self::Authority { .. }
+            | Self::Issuance(_)
+            | Self::Refusal { .. }
+            | Self::RefusalsSummarised { .. }
+            | Self::Completion(_) => Vec::new(),
+        }
+    }
+}
+
 impl Leaf {
     /// The bytes that the tree hashes: compact JSON, fields in the schema's order.
     pub fn canonical(&self) -> Vec<u8> {

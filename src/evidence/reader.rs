@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::fs;
+use std::path::PathBuf;
 
 use serde::Deserialize;
 
@@ -10,6 +11,7 @@ use crate::domain::leaf::Leaf;
 use crate::evidence::EvidenceError;
 use crate::evidence::files::EvidenceDir;
 use crate::evidence::stage;
+use crate::evidence::tiles::partial_dir;
 use crate::protocol::checkpoint::Checkpoint;
 use crate::protocol::tile::{WIDTH, entries_path, split_entries, width_at};
 
@@ -22,8 +24,19 @@ pub struct ReadEntry {
     pub bytes: Vec<u8>,
     /// What they say.
     pub leaf: Leaf,
-    /// Openings that are still there.
+    /// Openings that lie beside it, believed only once they are held against it: see [`Self::opened`].
     pub openings: BTreeMap<String, Opening>,
+}
+
+impl ReadEntry {
+    /// The openings that hold: their values are what the leaf committed to.
+    pub fn opened(&self) -> impl Iterator<Item = (&str, &str)> {
+        let commitments = self.leaf.event.commitments();
+        self.openings.iter().filter_map(move |(name, opening)| {
+            let held = commitments.iter().any(|(n, c)| n == name && *c == opening.commitment());
+            held.then_some((name.as_str(), opening.value.as_str()))
+        })
+    }
 }
 
 /// A log's files.
@@ -64,12 +77,28 @@ impl LogReader {
         Checkpoint::parse(&self.checkpoint_note()?).map_err(what)
     }
 
+    /// The bytes of a tile: full, of exactly the width that is asked, or any wider one, whose front is the same.
+    pub fn tile(&self, full: &str, exact: &str) -> Result<(PathBuf, Vec<u8>), EvidenceError> {
+        let (full, exact) = (self.dir.root().join(full), self.dir.root().join(exact));
+        let wider = || {
+            let width = |path: &PathBuf| path.file_name().and_then(|n| n.to_str()).and_then(|n| n.parse::<u64>().ok());
+            let wanted = width(&exact);
+            let others = fs::read_dir(partial_dir(&full)).ok()?.filter_map(|e| Some(e.ok()?.path()));
+            let path = others.filter(|p| width(p) >= wanted).max_by_key(width)?;
+            Some((path.clone(), fs::read(&path).ok()?))
+        };
+        let read = |path: &PathBuf| fs::read(path).map(|bytes| (path.clone(), bytes));
+        match read(&full).or_else(|_| read(&exact)) {
+            Ok(found) => Ok(found),
+            // A publication may have moved on between two looks.
+            Err(cause) => wider().or_else(|| read(&full).ok()).ok_or_else(|| EvidenceError::io("read", &exact)(cause)),
+        }
+    }
+
     /// The raw entries of one bundle in a tree of `size`.
     pub fn bundle(&self, index: u64, size: u64) -> Result<Vec<Vec<u8>>, EvidenceError> {
         let width = width_at(index, size);
-        let full = self.dir.root().join(entries_path(index, WIDTH));
-        let path = if full.exists() { full } else { self.dir.root().join(entries_path(index, width)) };
-        let bytes = fs::read(&path).map_err(EvidenceError::io("read", &path))?;
+        let (path, bytes) = self.tile(&entries_path(index, WIDTH), &entries_path(index, width))?;
         let entries = split_entries(&bytes).ok_or_else(|| EvidenceError::Damaged {
             path: path.clone(),
             what: "its entry lengths do not add up".into(),

@@ -1,9 +1,9 @@
 //! Writes the log's tiles and entry bundles as the tree grows.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 use std::fs::{self, File, OpenOptions};
-use std::io::Write as _;
-use std::path::PathBuf;
+use std::io::{Read as _, Seek as _, SeekFrom, Write as _};
+use std::path::{Path, PathBuf};
 
 use crate::domain::digest::Sha256;
 use crate::evidence::EvidenceError;
@@ -23,8 +23,10 @@ pub struct TileWriter {
     partial: BTreeMap<u32, Vec<Sha256>>,
     openings: Vec<(u64, String)>,
     unsynced: Vec<PathBuf>,
-    /// Partial tiles on disk, which newer ones replace.
-    stale: Vec<PathBuf>,
+    /// Partial tiles of the last checkpoints, newest last: a reader may still follow the one before.
+    generations: VecDeque<Vec<PathBuf>>,
+    /// Directories of partial tiles whose full tile is written.
+    completed: Vec<PathBuf>,
 }
 
 impl TileWriter {
@@ -37,7 +39,8 @@ impl TileWriter {
             partial: BTreeMap::new(),
             openings: Vec::new(),
             unsynced: Vec::new(),
-            stale: Vec::new(),
+            generations: VecDeque::new(),
+            completed: Vec::new(),
         }
     }
 
@@ -68,7 +71,8 @@ impl TileWriter {
         if self.size().is_multiple_of(WIDTH) {
             let bundle = std::mem::take(&mut self.bundle);
             if write {
-                self.write(&entries_path(self.size() / WIDTH - 1, WIDTH), &bundle)?;
+                let path = self.write(&entries_path(self.size() / WIDTH - 1, WIDTH), &bundle)?;
+                self.completed.push(partial_dir(&path));
             }
         }
         Ok(())
@@ -80,7 +84,8 @@ impl TileWriter {
         if tile.len() as u64 == WIDTH {
             let bytes: Vec<u8> = std::mem::take(tile).iter().flat_map(|h| h.0).collect();
             if write {
-                self.write(&hash_path(level, index / WIDTH, WIDTH), &bytes)?;
+                let path = self.write(&hash_path(level, index / WIDTH, WIDTH), &bytes)?;
+                self.completed.push(partial_dir(&path));
             }
         }
         Ok(())
@@ -88,12 +93,11 @@ impl TileWriter {
 
     /// Writes partial tiles and openings for the present size. The checkpoint may be published after it.
     pub fn write_partial(&mut self) -> Result<(), EvidenceError> {
-        let stale = std::mem::take(&mut self.stale);
         let (size, width) = (self.size(), self.size() % WIDTH);
+        let mut written = Vec::new();
         if width > 0 {
             let bundle = self.bundle.clone();
-            let path = self.write(&entries_path(size / WIDTH, width), &bundle)?;
-            self.stale.push(path);
+            written.push(self.write(&entries_path(size / WIDTH, width), &bundle)?);
         }
         let tiles: Vec<(u32, Vec<u8>)> = self
             .partial
@@ -103,30 +107,38 @@ impl TileWriter {
             .collect();
         for (level, bytes) in tiles {
             let complete = size >> (HASH_LEVELS_PER_TILE * level);
-            let path = self.write(&hash_path(level, complete / WIDTH, complete % WIDTH), &bytes)?;
-            self.stale.push(path);
+            written.push(self.write(&hash_path(level, complete / WIDTH, complete % WIDTH), &bytes)?);
         }
-        self.write_openings()?;
-        for old in stale.into_iter().filter(|old| !self.stale.contains(old)) {
-            let _ = fs::remove_file(&old);
-            self.unsynced.retain(|p| *p != old);
+        self.generations.push_back(written);
+        self.write_openings()
+    }
+
+    /// Removes what no checkpoint needs any more. Call it once the new checkpoint is on disk: a crash before leaves
+    /// both, and a reader of the one before finds its tiles.
+    pub fn retire(&mut self) {
+        while self.generations.len() > 2 {
+            let old = self.generations.pop_front().unwrap_or_default();
+            let needed = |path: &PathBuf| self.generations.iter().any(|g| g.contains(path));
+            for path in old.into_iter().filter(|p| !needed(p)) {
+                let _ = fs::remove_file(&path);
+                self.unsynced.retain(|p| *p != path);
+            }
         }
-        Ok(())
+        for dir in std::mem::take(&mut self.completed) {
+            let _ = fs::remove_dir_all(&dir);
+            self.unsynced.retain(|p| !p.starts_with(&dir));
+        }
     }
 
     fn write_openings(&mut self) -> Result<(), EvidenceError> {
         let mut by_bundle: BTreeMap<u64, String> = BTreeMap::new();
-        for (bundle, line) in std::mem::take(&mut self.openings) {
-            by_bundle.entry(bundle).or_default().push_str(&line);
+        for (bundle, line) in &self.openings {
+            by_bundle.entry(*bundle).or_default().push_str(line);
         }
         for (bundle, lines) in by_bundle {
             let path = self.dir.openings(bundle);
-            let io = EvidenceError::io("write", &path);
-            let append = || {
-                path.parent().map_or(Ok(()), fs::create_dir_all)?;
-                OpenOptions::new().create(true).append(true).open(&path)?.write_all(lines.as_bytes())
-            };
-            append().map_err(io)?;
+            append_lines(&path, &lines).map_err(EvidenceError::io("write", &path))?;
+            self.openings.retain(|(b, _)| *b != bundle);
             self.unsynced.push(path);
         }
         Ok(())
@@ -156,4 +168,24 @@ impl TileWriter {
         }
         Ok(())
     }
+}
+
+/// Where the partial forms of a full tile lie.
+pub fn partial_dir(full: &Path) -> PathBuf {
+    let mut dir = full.as_os_str().to_owned();
+    dir.push(".p");
+    dir.into()
+}
+
+/// Appends whole lines; a line that a crash left torn is ended first, so that it spoils no other.
+fn append_lines(path: &Path, lines: &str) -> std::io::Result<()> {
+    path.parent().map_or(Ok(()), fs::create_dir_all)?;
+    let mut file = OpenOptions::new().create(true).read(true).append(true).open(path)?;
+    let mut last = [b'\n'];
+    if file.metadata()?.len() > 0 {
+        file.seek(SeekFrom::End(-1))?;
+        file.read_exact(&mut last)?;
+    }
+    let end = if last == [b'\n'] { "" } else { "\n" };
+    file.write_all(format!("{end}{lines}").as_bytes())
 }

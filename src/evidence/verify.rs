@@ -6,9 +6,9 @@ use std::fs;
 use serde::Serialize;
 
 use crate::domain::approval::ApprovalState;
-use crate::domain::digest::{Opening, Sha256};
+use crate::domain::digest::Sha256;
 use crate::domain::key::Jkt;
-use crate::domain::leaf::{Admission, Completion, Event, Mint};
+use crate::domain::leaf::{Admission, ApprovalChange, Completion, Event, Issuance, Mint};
 use crate::domain::recording::FrameKind;
 use crate::evidence::EvidenceError;
 use crate::evidence::reader::{LogReader, ReadEntry};
@@ -50,11 +50,9 @@ pub struct Report {
     pub kept_size: Option<u64>,
     /// What the chain proved.
     pub links: Links,
-    /// Openings that are gone: their leaves stand, their values are erased.
-    pub erased: u64,
     /// Entries that are durable and not under the checkpoint.
     pub staged: u64,
-    /// Admissions without an end: the service was stopped hard.
+    /// Exchanges without an end or a whole recording: the service was stopped hard, or its disk was full.
     pub incomplete: u64,
 }
 
@@ -111,9 +109,8 @@ pub fn verify(reader: &LogReader, anchors: &Anchors<'_>) -> Result<Report, Verif
         anchored: anchors.vkey.is_some(),
         kept_size: kept.map(|k| k.size),
         links: chain.links,
-        erased: chain.erased,
         staged: reader.staged(checkpoint.size).len() as u64,
-        incomplete: chain.open.len() as u64,
+        incomplete: chain.open.len() as u64 + chain.unrecorded,
     })
 }
 
@@ -139,11 +136,9 @@ fn check_tree(reader: &LogReader, checkpoint: &Checkpoint, kept: Option<&Checkpo
         return Err(VerifyError::SplitView(kept.size));
     }
     for ((level, index), want) in &tiles {
-        let width = want.len() as u64 / 32;
-        let name = hash_path(*level, *index, width);
-        let have = fs::read(reader.dir().root().join(&name))
-            .map_err(EvidenceError::io("read", &reader.dir().root().join(&name)))?;
-        if have != *want {
+        let name = hash_path(*level, *index, want.len() as u64 / 32);
+        let (_, have) = reader.tile(&hash_path(*level, *index, WIDTH), &name)?;
+        if have.get(..want.len()) != Some(want) {
             return Err(VerifyError::TileChanged(name));
         }
     }
@@ -158,7 +153,7 @@ fn check_leaf_tile(
     tiles: &BTreeMap<(u32, u64), Vec<u8>>,
 ) -> Result<(), VerifyError> {
     let name = hash_path(0, bundle, width_at(bundle, checkpoint.size));
-    let Ok(have) = fs::read(reader.dir().root().join(name)) else { return Ok(()) };
+    let Ok((_, have)) = reader.tile(&hash_path(0, bundle, WIDTH), &name) else { return Ok(()) };
     let want = tiles.get(&(0, bundle)).map(Vec::as_slice).unwrap_or_default();
     let differs = have.chunks(32).zip(want.chunks(32)).position(|(a, b)| a != b);
     match differs {
@@ -167,53 +162,88 @@ fn check_leaf_tile(
     }
 }
 
+/// Each commitment has its opening beside the log, and nothing else lies there: a changed, a missing and an added value
+/// are all found.
+fn check_openings(entry: &ReadEntry) -> Result<(), String> {
+    let commitments = entry.leaf.event.commitments();
+    for (name, commitment) in &commitments {
+        match entry.openings.get(*name) {
+            None => return Err(format!("the opening of {name} is missing, and nothing says that it was erased")),
+            Some(opening) if opening.commitment() != *commitment => {
+                return Err(format!("the opening of {name} was changed"));
+            }
+            Some(_) => {}
+        }
+    }
+    match entry.openings.keys().find(|k| !commitments.iter().any(|(n, _)| n == k)) {
+        Some(name) => Err(format!("there is an opening of {name}, which the entry does not commit to")),
+        None => Ok(()),
+    }
+}
+
 /// What has been seen so far, entry by entry.
 #[derive(Default)]
 struct Chain {
-    issued: HashSet<(String, Jkt)>,
+    issued: HashMap<String, Issuance>,
     minted: HashMap<Sha256, Mint>,
     approved: HashMap<String, Sha256>,
+    decided: HashSet<String>,
     consumed: HashSet<String>,
     proofs: HashSet<Sha256>,
     open: HashMap<String, Admission>,
     links: Links,
-    erased: u64,
+    unrecorded: u64,
 }
 
 impl Chain {
     fn entry(&mut self, reader: &LogReader, entry: &ReadEntry) -> Result<(), VerifyError> {
         let fail = |what: String| VerifyError::Chain { index: entry.index, what };
+        check_openings(entry).map_err(fail)?;
         match &entry.leaf.event {
             Event::Issuance(issuance) => {
-                self.issued.insert((issuance.spiffe_id.to_string(), issuance.jkt));
+                self.issued.insert(issuance.serial.clone(), issuance.clone());
                 Ok(())
             }
             Event::Mint(mint) => self.mint(mint, entry).map_err(fail),
             Event::Admission(admission) => self.admission(admission, entry).map_err(fail),
-            Event::ApprovalChanged(change) => {
-                if change.state == ApprovalState::Approved {
-                    if change.person.is_none() {
-                        return Err(fail("an approval names nobody".into()));
-                    }
-                    self.approved.insert(change.id.clone(), change.request_sha256);
-                }
-                self.opening(entry, "person", change.person).map_err(fail)?;
-                Ok(())
-            }
+            Event::ApprovalChanged(change) => self.approval(change).map_err(fail),
             Event::Completion(completion) => self.completion(reader, completion).map_err(fail),
             _ => Ok(()),
         }
     }
 
+    /// A person decides once, and what is denied, expired or withdrawn is good for nothing.
+    fn approval(&mut self, change: &ApprovalChange) -> Result<(), String> {
+        match change.state {
+            ApprovalState::Approved | ApprovalState::Denied => {
+                if change.person.is_none() {
+                    return Err(format!("approval {} was {} by nobody", change.id, change.state));
+                }
+                if !self.decided.insert(change.id.clone()) {
+                    return Err(format!("approval {} was decided twice", change.id));
+                }
+                if change.state == ApprovalState::Approved {
+                    self.approved.insert(change.id.clone(), change.request_sha256);
+                }
+            }
+            ApprovalState::Expired | ApprovalState::Withdrawn => {
+                self.approved.remove(&change.id);
+            }
+            _ => {}
+        }
+        Ok(())
+    }
+
     fn mint(&mut self, mint: &Mint, entry: &ReadEntry) -> Result<(), String> {
-        if !self.issued.contains(&(mint.spiffe_id.to_string(), mint.jkt)) {
-            return Err(format!(
-                "a token was minted for {} and a key that no earlier issuance gave it",
-                mint.spiffe_id
-            ));
+        let issuance = self.issued.get(&mint.serial).filter(|i| i.spiffe_id == mint.spiffe_id);
+        let issuance = issuance.ok_or_else(|| {
+            format!("a token was minted for {} by a certificate that was never issued to it", mint.spiffe_id)
+        })?;
+        if issuance.not_after < entry.leaf.time || mint.expires_at > issuance.not_after {
+            return Err("a token was minted by, or outlives, a certificate that had ended".into());
         }
         self.links.issuance += 1;
-        self.proof(entry, mint.proof, mint.jkt, "POST", None, None)?;
+        self.proof(entry, mint.jkt, "POST", None, None)?;
         self.minted.insert(mint.token_sha256, mint.clone());
         Ok(())
     }
@@ -224,9 +254,8 @@ impl Chain {
             return Err("admitted with a token of another workload or key, or after its end".into());
         }
         self.links.token += 1;
-        let target = self.opening(entry, "target", Some(admission.target))?.map(|o| o.value.clone());
-        self.opening(entry, "object", Some(admission.object))?;
-        self.proof(entry, admission.proof, admission.jkt, &admission.method, Some(admission.token_sha256), target)?;
+        let target = entry.openings.get("target").map(|o| o.value.clone());
+        self.proof(entry, admission.jkt, &admission.method, Some(admission.token_sha256), target)?;
         if admission.rules.is_empty() || admission.policy_version.is_empty() {
             return Err("admitted without a deciding rule or policy version".into());
         }
@@ -240,21 +269,22 @@ impl Chain {
             }
             self.links.approval += 1;
         }
-        self.open.insert(admission.request_id.clone(), admission.clone());
-        Ok(())
+        match self.open.insert(admission.request_id.clone(), admission.clone()) {
+            None => Ok(()),
+            Some(_) => Err("one request was admitted twice".into()),
+        }
     }
 
     /// The kept proof is the client's own signature over method, target, time and token.
     fn proof(
         &mut self,
         entry: &ReadEntry,
-        commitment: Sha256,
         jkt: Jkt,
         method: &str,
         token: Option<Sha256>,
         target: Option<String>,
     ) -> Result<(), String> {
-        let Some(opening) = self.opening(entry, "proof", Some(commitment))? else { return Ok(()) };
+        let opening = entry.openings.get("proof").ok_or("the proof's opening is missing")?;
         let proof = dpop::reread(&opening.value).map_err(|e| format!("the kept proof does not hold: {e}"))?;
         let path = target.as_deref().map(|t| t.split('?').next().unwrap_or_default());
         let fits = proof.jkt == jkt
@@ -271,31 +301,23 @@ impl Chain {
         Ok(())
     }
 
-    /// The opening of a commitment, held against it; none if it was erased.
-    fn opening<'a>(
-        &mut self,
-        entry: &'a ReadEntry,
-        name: &str,
-        commitment: Option<Sha256>,
-    ) -> Result<Option<&'a Opening>, String> {
-        let Some(commitment) = commitment else { return Ok(None) };
-        match entry.openings.get(name) {
-            None => {
-                self.erased += 1;
-                Ok(None)
-            }
-            Some(opening) if opening.commitment() == commitment => Ok(Some(opening)),
-            Some(_) => Err(format!("the opening of {name} was changed")),
-        }
-    }
-
     fn completion(&mut self, reader: &LogReader, completion: &Completion) -> Result<(), String> {
         let admission = self
             .open
             .remove(&completion.request_id)
             .ok_or("an exchange ended that was never admitted, or ended twice")?;
+        if admission.spiffe_id != completion.spiffe_id {
+            return Err("an exchange ended as another workload's".into());
+        }
         let Some(digest) = completion.recording_sha256 else {
-            return if admission.recorded { Err("the recording that was begun has no digest".into()) } else { Ok(()) };
+            return match (admission.recorded, completion.ended.as_str()) {
+                (true, "complete") => Err("a complete exchange has no digest of its recording".into()),
+                (true, _) => {
+                    self.unrecorded += 1;
+                    Ok(())
+                }
+                (false, _) => Ok(()),
+            };
         };
         let path = reader.dir().recording(&completion.request_id).ok_or("not a request id")?;
         let bytes = fs::read(&path).map_err(|_| format!("the recording of {} is missing", completion.request_id))?;

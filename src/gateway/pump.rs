@@ -18,6 +18,8 @@ use crate::protocol::masking::Masker;
 use crate::store::Stores;
 
 const AHEAD: usize = 16;
+/// How long a stream's last event has before its reset.
+const LAST_WORD: Duration = Duration::from_millis(20);
 
 /// Why a stream was ended before upstream ended it.
 #[derive(Clone, Copy, Debug, Eq, PartialEq, strum::IntoStaticStr)]
@@ -87,6 +89,8 @@ async fn tell(exchange: &Exchange, client: &mpsc::Sender<Result<Frame<Bytes>, Bo
     );
     if exchange.response_chunk(event.as_bytes()).is_ok() {
         let _ = timeout(Duration::from_secs(1), client.send(Ok(Frame::data(event.into())))).await;
+        // A reset discards what HTTP/2 has queued, so the event gets a moment to leave.
+        tokio::time::sleep(LAST_WORD).await;
     }
 }
 

@@ -165,11 +165,6 @@ impl Authority {
         (issuing.key_id.clone(), Sha256::of(&issuing.der), issuing.not_after)
     }
 
-    /// The issuing CA's certificate, DER.
-    pub fn issuer_der(&self) -> Vec<u8> {
-        self.read().der.clone()
-    }
-
     /// Issues a leaf for a key that its holder has proved.
     pub fn issue(
         &self,

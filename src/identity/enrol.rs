@@ -49,7 +49,7 @@ impl Enrolment {
         self.check_key(&key, &named, now).await?;
         match self.stores.join_tokens.spend(token.digest(), Sha256::of(csr), now).await? {
             JoinSpend::First(id) => self.issue(&id, &key, &grant, "join_token", token.digest(), now).await,
-            JoinSpend::Again(_) => self.again(token.digest(), &key).await,
+            JoinSpend::Again(id) => self.again(&id, &key, &grant, "join_token", token.digest(), now).await,
             JoinSpend::Refused(why) => Err(refused(why)),
         }
     }
@@ -69,7 +69,7 @@ impl Enrolment {
         let attestation = Sha256::of(old.serial.as_bytes());
         match self.stores.issued.claim_renewal(&old.serial, key.jkt()).await? {
             Renewal::First => self.issue(&old.spiffe_id, &key, &grant, "renewal", attestation, now).await,
-            Renewal::Again => self.again(attestation, &key).await,
+            Renewal::Again => self.again(&old.spiffe_id, &key, &grant, "renewal", attestation, now).await,
             Renewal::Conflict => {
                 tracing::warn!(spiffe_id = %old.spiffe_id, serial = old.serial, "a certificate was renewed with two keys: was it copied?");
                 metrics::counter!("popgate_renewal_conflicts_total").increment(1);
@@ -144,8 +144,8 @@ impl Enrolment {
             not_after: svid.not_after,
             attestation_sha256: evidence,
             der: made.chain[0].clone(),
+            issuer: made.chain[1].clone(),
         };
-        self.stores.issued.record(&row).await?;
         let event = Event::Issuance(Issuance {
             spiffe_id: id.clone(),
             serial: svid.serial.clone(),
@@ -157,22 +157,32 @@ impl Enrolment {
             attestation: attestation.to_owned(),
             attestation_sha256: evidence,
         });
+        // The leaf first: no certificate is in the ledger, and so none is handed out, that the log does not have.
         self.stores.evidence.append(Staged::plain(now, event)).await?;
+        self.stores.issued.record(&row).await?;
         metrics::counter!("popgate_certificates_issued_total", "attestation" => attestation.to_owned()).increment(1);
         tracing::info!(spiffe_id = %id, serial = svid.serial, not_after = %svid.not_after, attestation, "certificate issued");
         let renew_after = halfway(now, svid.not_after);
         Ok((made, renew_after))
     }
 
-    /// The same request again gets the certificate that it led to.
-    async fn again(&self, attestation: Sha256, key: &PublicKey) -> Result<(Made, Timestamp), Refusal> {
-        let row = self.stores.issued.by_attestation(attestation, key.jkt()).await?;
-        let row = row.ok_or_else(|| Refusal::unavailable("the first answer", "it is still being made"))?;
+    /// The same request again gets the certificate that it led to; where a crash came between, it is issued now.
+    async fn again(
+        &self,
+        id: &SpiffeId,
+        key: &PublicKey,
+        grant: &Grant,
+        attestation: &str,
+        evidence: Sha256,
+        now: Timestamp,
+    ) -> Result<(Made, Timestamp), Refusal> {
+        let Some(row) = self.stores.issued.by_attestation(evidence, key.jkt()).await? else {
+            return self.issue(id, key, grant, attestation, evidence, now).await;
+        };
         let broken = |e| Refusal::unavailable("the ledger", format!("a certificate does not read back: {e}"));
         let svid = X509Svid::parse(&row.der).map_err(broken)?;
         let renew_after = halfway(svid.not_before, svid.not_after);
-        let issuer = self.authority.issuer_der();
-        Ok((Made { chain: vec![row.der, issuer], svid, issuer_key_id: String::new() }, renew_after))
+        Ok((Made { chain: vec![row.der, row.issuer], svid, issuer_key_id: String::new() }, renew_after))
     }
 }
 

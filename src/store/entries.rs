@@ -41,6 +41,8 @@ pub trait People: Send + Sync {
     fn list(&self) -> Vec<Person>;
     /// Adds a person; id and name are unique.
     async fn create(&self, person: &Person) -> Result<(), ChangeError>;
+    /// Replaces groups and roles of a person who is there; false if there is none with this id and name.
+    async fn update(&self, person: &Person) -> Result<bool, Unavailable>;
     /// Removes a person; false if there was none.
     async fn delete(&self, id: &str) -> Result<bool, Unavailable>;
 }

@@ -137,8 +137,6 @@ async fn every_kind_of_tampering_is_found_by_name() {
     let evidence = service.data.join("evidence");
     let kept = service.base().join("kept");
     std::fs::copy(evidence.join("checkpoint"), &kept).expect("copies");
-    let find =
-        |dir: &Path, part: &str| files(dir).into_iter().find(|f| f.to_string_lossy().contains(part)).expect(part);
     type Tamper = Box<dyn Fn(&Path)>;
     let flip = |part: &'static str| -> Tamper {
         Box::new(move |dir| {
@@ -209,6 +207,10 @@ async fn every_kind_of_tampering_is_found_by_name() {
         assert_eq!(output.status.code(), Some(1), "{name}");
         assert!(stderr(&output).contains(says), "{name}: {}", stderr(&output));
     }
+}
+
+fn find(dir: &Path, part: &str) -> PathBuf {
+    files(dir).into_iter().find(|f| f.to_string_lossy().contains(part)).expect(part)
 }
 
 fn edit(file: &Path, change: impl Fn(String) -> String) {

@@ -89,7 +89,7 @@ async fn persons_administer_and_call_nothing_else() {
     let alice = service.enrol("spiffe://example.org/popgate/person/alice").await;
     let session = popgate::client::session::Session::new(alice.clone()).expect("session");
     let target = session.target(&service.url("gateway", "/v1/runs/r1")).await.expect("discovers");
-    let mint = session.mint(&target, None).await.expect_err("refused");
+    let mint = session.mint(&target, None).await.err().expect("refused");
     assert_eq!((mint.status(), mint.code()), (Some(401), "invalid_client"));
     let solver = service.enrol(SOLVER).await;
     let as_workload = popgate::client::admin::Admin::server(&service.addresses["admin"], &solver).expect("client");

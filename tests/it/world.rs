@@ -355,8 +355,6 @@ pub struct Answer {
     pub status: u16,
     pub headers: HeaderMap,
     pub body: Bytes,
-    /// Whether the body ended as it should.
-    pub whole: bool,
 }
 
 impl Answer {
@@ -368,7 +366,7 @@ impl Answer {
         if let Some(error) = error {
             headers.insert("x-test-error", HeaderValue::from_str(&error).expect("token"));
         }
-        Self { status: parts.status.as_u16(), headers, whole: read.is_ok(), body: read.unwrap_or_default() }
+        Self { status: parts.status.as_u16(), headers, body: read.unwrap_or_default() }
     }
 
     /// The error code of the challenge.

@@ -91,7 +91,10 @@ impl Scanner {
                     return Ok(i);
                 }
                 let tail = self.swallow.take().map(|s| s.tail).unwrap_or_default();
-                mask(rules, EntityKind::Secret, &tail, i, counts, emit)?;
+                // Only a replacement that shows the value's end has to wait for it.
+                if matches!(rules.strategy, Strategy::KeepLast(_)) {
+                    emit(Piece::Insert(i, replacement(rules.strategy, EntityKind::Secret, &tail)));
+                }
                 continue;
             }
             if i == text.len() {
@@ -115,6 +118,10 @@ impl Scanner {
                     emit_range(Piece::Keep, kept, i, emit);
                     emit_range(Piece::Drop, i, i + length, emit);
                     swallow.add(&text[i..i + length]);
+                    count(rules, EntityKind::Secret, counts)?;
+                    if rules.strategy == Strategy::Redact {
+                        emit(Piece::Insert(i + length, replacement(rules.strategy, EntityKind::Secret, &[])));
+                    }
                     self.swallow = Some(swallow);
                     i += length;
                     kept = i;
@@ -182,12 +189,18 @@ fn mask(
     counts: &mut Counts,
     emit: &mut impl FnMut(Piece),
 ) -> Result<(), Blocked> {
+    count(rules, kind, counts)?;
+    let strategy = if kind == EntityKind::Credential { Strategy::Redact } else { rules.strategy };
+    emit(Piece::Insert(at, replacement(strategy, kind, value)));
+    Ok(())
+}
+
+/// Counts a value that was found, or blocks the body that holds it.
+fn count(rules: &MaskRules, kind: EntityKind, counts: &mut Counts) -> Result<(), Blocked> {
     if rules.strategy == Strategy::Block {
         return Err(Blocked::Forbidden);
     }
     *counts.entry(kind.to_string()).or_default() += 1;
-    let strategy = if kind == EntityKind::Credential { Strategy::Redact } else { rules.strategy };
-    emit(Piece::Insert(at, replacement(strategy, kind, value)));
     Ok(())
 }
 
@@ -341,15 +354,19 @@ fn domain(rest: &[u8], whole: bool) -> Domain {
     if run == rest.len() && run < DOMAIN && !whole {
         return Domain::Undecided;
     }
-    let mut end = run;
-    while end > 0 && matches!(rest[end - 1], b'.' | b'-') {
-        end -= 1;
+    let mut name = &rest[..run];
+    // The longest front whose last label is one of a top-level domain: what follows may be the next sentence.
+    loop {
+        while let Some((b'.' | b'-', front)) = name.split_last() {
+            name = front;
+        }
+        let Some(dot) = memchr::memrchr(b'.', name).filter(|dot| *dot > 0) else { return Domain::No };
+        let last = &name[dot + 1..];
+        if last.len() >= 2 && last.iter().any(u8::is_ascii_alphabetic) {
+            return Domain::Of(name.len());
+        }
+        name = &name[..dot];
     }
-    let name = &rest[..end];
-    let Some(dot) = memchr::memrchr(b'.', name) else { return Domain::No };
-    let last = &name[dot + 1..];
-    let legal = last.len() >= 2 && last.iter().any(u8::is_ascii_alphabetic) && dot > 0;
-    if legal { Domain::Of(end) } else { Domain::No }
 }
 
 const fn is_local(b: u8) -> bool {

@@ -6,8 +6,8 @@ pub(super) enum Unescaped {
     More,
     /// This character.
     Is(char),
-    /// The escape ended before the last byte given.
-    EndedBefore(char),
+    /// The first so many bytes stand for nothing legal; the others are to be read again on their own.
+    Broken(usize),
 }
 
 /// Reads `\n`, `\u0041`, `\ud83d\ude00`; a lone surrogate reads as U+FFFD.
@@ -28,35 +28,36 @@ pub(super) fn unescape(raw: &[u8]) -> Unescaped {
 fn unicode_escape(raw: &[u8]) -> Unescaped {
     let digits = &raw[2..raw.len().min(6)];
     if digits.iter().any(|b| !b.is_ascii_hexdigit()) {
-        return Unescaped::EndedBefore(char::REPLACEMENT_CHARACTER);
+        return Unescaped::Broken(raw.len() - 1);
     }
     if digits.len() < 4 {
         return Unescaped::More;
     }
     let high = hex4(digits);
     if !(0xD800..0xDC00).contains(&high) {
-        return Unescaped::Is(char::from_u32(high).unwrap_or(char::REPLACEMENT_CHARACTER));
+        return char::from_u32(high).map_or(Unescaped::Broken(6), Unescaped::Is);
     }
-    let second = &raw[6..];
+    low_surrogate(high, &raw[6..])
+}
+
+/// A high surrogate needs a low one behind it, `\udc00` to `\udfff`; anything else is read again on its own.
+fn low_surrogate(high: u32, second: &[u8]) -> Unescaped {
     let expected = second.iter().enumerate().all(|(i, b)| match i {
         0 => *b == b'\\',
         1 => *b == b'u',
         _ => b.is_ascii_hexdigit(),
     });
-    match (expected, second.len()) {
-        (true, 6) => {
-            let low = hex4(&second[2..]);
-            let joined = 0x10000 + ((high - 0xD800) << 10) + low.wrapping_sub(0xDC00);
-            let legal = (0xDC00..0xE000).contains(&low);
-            Unescaped::Is(if legal {
-                char::from_u32(joined).unwrap_or(char::REPLACEMENT_CHARACTER)
-            } else {
-                char::REPLACEMENT_CHARACTER
-            })
-        }
-        (true, _) => Unescaped::More,
-        (false, _) => Unescaped::EndedBefore(char::REPLACEMENT_CHARACTER),
+    if !expected {
+        return Unescaped::Broken(6);
     }
+    if second.len() < 6 {
+        return Unescaped::More;
+    }
+    let low = hex4(&second[2..]);
+    if !(0xDC00..0xE000).contains(&low) {
+        return Unescaped::Broken(6);
+    }
+    char::from_u32(0x10000 + ((high - 0xD800) << 10) + (low - 0xDC00)).map_or(Unescaped::Broken(6), Unescaped::Is)
 }
 
 fn hex4(digits: &[u8]) -> u32 {

@@ -28,6 +28,17 @@ struct Container {
     written: bool,
 }
 
+/// Which token may come next; anything else is not JSON.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Expect {
+    Value,
+    ValueOrEnd,
+    Name,
+    NameOrEnd,
+    Colon,
+    CommaOrEnd,
+}
+
 enum Lexing {
     Between,
     Name(Escapes),
@@ -57,10 +68,11 @@ pub struct JsonMasker {
     rules: Arc<MaskRules>,
     stack: Vec<Container>,
     lexing: Lexing,
-    expect_name: bool,
+    expect: Expect,
+    /// A bare scalar has been read outside any container, and rules on fields allow nothing behind it.
+    lone: bool,
     /// Separator held back until the next member is known to stay.
     separator: Vec<u8>,
-    name: Vec<u8>,
     string: StringScan,
     /// Depth at which a dropped or redacted value began.
     muted_at: Option<usize>,
@@ -77,9 +89,9 @@ impl JsonMasker {
             rules,
             stack: Vec::new(),
             lexing: Lexing::Between,
-            expect_name: false,
+            expect: Expect::Value,
+            lone: false,
             separator: Vec::new(),
-            name: Vec::new(),
             string: StringScan::default(),
             muted_at: None,
             collect_delta: false,
@@ -128,7 +140,10 @@ impl JsonMasker {
                 self.write(&held, out);
                 Ok(())
             }
-            Lexing::Scalar(token) => self.end_scalar(&token, out),
+            Lexing::Scalar(token) => {
+                self.end_scalar(&token, out)?;
+                if self.plain_text { self.drain(true, out) } else { Ok(()) }
+            }
             Lexing::Text(escapes) => {
                 self.drain(true, out)?;
                 self.write(&escapes.pending, out);
@@ -139,13 +154,10 @@ impl JsonMasker {
                 Ok(())
             }
             Lexing::Name(escapes) => {
-                self.name.extend(&escapes.pending);
-                let held = std::mem::take(&mut self.name);
-                let separator = std::mem::take(&mut self.separator);
-                self.write(&separator, out);
+                self.write_separator(out);
                 self.write(b"\"", out);
-                let masked = self.scan_whole(&held)?;
-                self.write(&masked, out);
+                self.drain(true, out)?;
+                self.write(&escapes.pending, out);
                 Ok(())
             }
         }
@@ -172,59 +184,69 @@ impl JsonMasker {
     }
 
     fn between(&mut self, b: u8, out: &mut Vec<u8>) -> Result<(), Blocked> {
-        match b {
-            b'"' if self.expect_name => {
+        use Expect::{Colon, CommaOrEnd, Name, NameOrEnd, Value, ValueOrEnd};
+        if matches!(b, b' ' | b'\t' | b'\n' | b'\r') {
+            if self.separator.is_empty() {
+                self.write(&[b], out)
+            } else {
+                self.separator.push(b)
+            }
+            return Ok(());
+        }
+        if self.lone {
+            return self.malformed(&[b]);
+        }
+        if self.expect == ValueOrEnd && b != b']' {
+            self.item_begins(out)?;
+        }
+        match (b, self.expect) {
+            (b'"', Name | NameOrEnd) => {
+                self.string = StringScan::default();
                 self.lexing = Lexing::Name(Escapes::default());
-                self.name.clear();
             }
-            b'"' => self.begin_string(out),
-            b'{' | b'[' => {
-                self.value_begins();
-                self.write(&[b], out);
-                if self.stack.len() >= MAX_DEPTH {
-                    return Err(Blocked::Depth);
-                }
-                self.stack.push(Container { object: b == b'{', index: 0, name: String::new(), written: false });
-                self.expect_name = b == b'{';
-                self.item_begins(out)?;
+            (b'"', Value | ValueOrEnd) => self.begin_string(out),
+            (b'{' | b'[', Value | ValueOrEnd) => return self.open(b, out),
+            (b'}', NameOrEnd | CommaOrEnd) | (b']', ValueOrEnd | CommaOrEnd) => return self.close(b, out),
+            (b',', CommaOrEnd) => return self.comma(out),
+            (b':', Colon) => {
+                self.expect = Value;
+                self.write(b":", out);
             }
-            b'}' | b']' => return self.close(b, out),
-            b',' => return self.comma(out),
-            b':' => self.write(b":", out),
-            b' ' | b'\t' | b'\n' | b'\r' => {
-                if self.separator.is_empty() {
-                    self.write(&[b], out);
-                } else {
-                    self.separator.push(b);
-                }
-            }
-            _ if is_scalar(b) && !self.expect_name => {
-                self.value_begins();
-                self.lexing = Lexing::Scalar(vec![b]);
-            }
-            _ => return self.malformed(b),
+            (_, Value | ValueOrEnd) if is_scalar(b) => self.lexing = Lexing::Scalar(vec![b]),
+            _ => return self.malformed(&[b]),
         }
         Ok(())
     }
 
+    fn open(&mut self, b: u8, out: &mut Vec<u8>) -> Result<(), Blocked> {
+        self.write(&[b], out);
+        if self.stack.len() >= MAX_DEPTH {
+            return Err(Blocked::Depth);
+        }
+        self.stack.push(Container { object: b == b'{', index: 0, name: String::new(), written: false });
+        self.expect = if b == b'{' { Expect::NameOrEnd } else { Expect::ValueOrEnd };
+        Ok(())
+    }
+
+    /// What may follow a value: values in a row outside any container, else a comma or the end.
+    fn value_ended(&mut self) {
+        self.expect = if self.stack.is_empty() { Expect::Value } else { Expect::CommaOrEnd };
+    }
+
     /// What is not JSON is scanned as text from here on, unless rules on fields would be lost by that.
-    fn malformed(&mut self, b: u8) -> Result<(), Blocked> {
+    fn malformed(&mut self, bytes: &[u8]) -> Result<(), Blocked> {
         if !self.rules.fields.is_empty() || self.muted_at.is_some() {
             return Err(Blocked::Malformed);
         }
         self.plain_text = true;
+        self.string = StringScan::default();
         let held = std::mem::take(&mut self.separator);
         self.string.written.push_plain(&held);
-        self.string.written.push_plain(&[b]);
+        self.string.written.push_plain(bytes);
         Ok(())
     }
 
-    const fn value_begins(&mut self) {
-        self.expect_name = false;
-    }
-
     fn begin_string(&mut self, out: &mut Vec<u8>) {
-        self.value_begins();
         self.write(b"\"", out);
         let path = self.path();
         if self.collect_delta && self.muted_at.is_none() && self.rules.delta.iter().any(|d| d.matches(&path)) {
@@ -241,11 +263,11 @@ impl JsonMasker {
             return Ok(0);
         };
         if !escapes.pending.is_empty() {
-            return Ok(self.in_escape(rest[0]));
+            return self.in_escape(rest[0], out).map(|()| 1);
         }
         let plain = memchr::memchr2(b'"', b'\\', rest).unwrap_or(rest.len());
         if plain > 0 {
-            self.plain(&rest[..plain])?;
+            self.content(|written| written.push_plain(&rest[..plain]))?;
             return Ok(plain);
         }
         if rest[0] == b'\\' {
@@ -255,13 +277,14 @@ impl JsonMasker {
         self.end_string(out).map(|()| 1)
     }
 
-    fn plain(&mut self, bytes: &[u8]) -> Result<(), Blocked> {
+    /// Adds to the string that is being read; a member name has a limit.
+    fn content(&mut self, write: impl FnOnce(&mut Written)) -> Result<(), Blocked> {
         match &self.lexing {
-            Lexing::Name(_) => self.name.extend(bytes),
-            Lexing::Delta(_) => self.delta_content(|w| w.push_plain(bytes)),
-            _ => self.string.written.push_plain(bytes),
+            Lexing::Delta(_) => self.delta_content(write),
+            _ => write(&mut self.string.written),
         }
-        if self.name.len() > MAX_HELD { Err(Blocked::TooLong) } else { Ok(()) }
+        let name = matches!(self.lexing, Lexing::Name(_));
+        if name && self.string.written.len() > MAX_HELD { Err(Blocked::TooLong) } else { Ok(()) }
     }
 
     fn delta_content(&mut self, write: impl FnOnce(&mut Written)) {
@@ -270,56 +293,47 @@ impl JsonMasker {
         }
     }
 
-    /// Adds a byte to an escape; zero is returned where the byte belongs to what follows it.
-    fn in_escape(&mut self, b: u8) -> usize {
+    /// Adds a byte to an escape. What turns out not to belong to it is read again on its own.
+    fn in_escape(&mut self, b: u8, out: &mut Vec<u8>) -> Result<(), Blocked> {
         let (Lexing::Name(escapes) | Lexing::Text(escapes) | Lexing::Delta(escapes)) = &mut self.lexing else {
-            return 0;
+            return Ok(());
         };
-        let mut candidate = escapes.pending.clone();
-        candidate.push(b);
-        let (raw, character, used) = match unescape(&candidate) {
-            Unescaped::More => {
-                escapes.pending = candidate;
-                return 1;
+        escapes.pending.push(b);
+        match unescape(&escapes.pending) {
+            Unescaped::More => Ok(()),
+            Unescaped::Is(character) => {
+                let raw = std::mem::take(&mut escapes.pending);
+                self.content(|written| written.push_escape(&raw, character))
             }
-            Unescaped::Is(character) => (candidate, character, 1),
-            Unescaped::EndedBefore(character) => (std::mem::take(&mut escapes.pending), character, 0),
-        };
-        escapes.pending.clear();
-        match &self.lexing {
-            Lexing::Name(_) => self.name.extend(&raw),
-            Lexing::Delta(_) => self.delta_content(|w| w.push_escape(&raw, character)),
-            _ => self.string.written.push_escape(&raw, character),
+            Unescaped::Broken(length) => {
+                let raw = std::mem::take(&mut escapes.pending);
+                let (broken, rest) = raw.split_at(length);
+                self.content(|written| written.push_escape(broken, char::REPLACEMENT_CHARACTER))?;
+                rest.iter().try_for_each(|b| self.in_string(&[*b], out).map(drop))
+            }
         }
-        used
     }
 
     fn end_string(&mut self, out: &mut Vec<u8>) -> Result<(), Blocked> {
         match std::mem::replace(&mut self.lexing, Lexing::Between) {
-            Lexing::Name(_) => self.end_name(out),
-            Lexing::Text(_) => {
-                self.drain(true, out)?;
-                self.write(b"\"", out);
-                Ok(())
-            }
-            _ => {
-                self.write(b"\"", out);
-                Ok(())
-            }
+            Lexing::Name(_) => return self.end_name(out),
+            Lexing::Text(_) => self.drain(true, out)?,
+            _ => {}
         }
-    }
-
-    /// Masks a name's raw bytes at once.
-    fn scan_whole(&mut self, raw: &[u8]) -> Result<Vec<u8>, Blocked> {
-        let mut scan = StringScan::default();
-        scan.written.push_plain(raw);
-        let mut out = Vec::new();
-        scan.drain(&self.rules, true, &mut self.counts, &mut out)?;
-        Ok(out)
+        self.write(b"\"", out);
+        self.value_ended();
+        Ok(())
     }
 
     /// A number that is an entity becomes a string, since its replacement is none.
     fn end_scalar(&mut self, token: &[u8], out: &mut Vec<u8>) -> Result<(), Blocked> {
+        let outside = self.stack.is_empty();
+        // Bare words and numbers in a row are text to a reader, and so to the mask.
+        if !is_literal(token) || (outside && self.rules.fields.is_empty()) {
+            return self.malformed(token);
+        }
+        self.lone = outside;
+        self.value_ended();
         let mut masked = Vec::new();
         let mut found = false;
         let mut scanner = Scanner::default();
@@ -353,6 +367,28 @@ impl JsonMasker {
             out.extend(bytes);
         }
     }
+}
+
+/// `true`, `false`, `null` or a number (RFC 8259 section 6).
+fn is_literal(token: &[u8]) -> bool {
+    if matches!(token, b"true" | b"false" | b"null") {
+        return true;
+    }
+    let unsigned = token.strip_prefix(b"-").unwrap_or(token);
+    let digits = |t: &[u8]| t.iter().take_while(|b| b.is_ascii_digit()).count();
+    let whole = digits(unsigned);
+    let mut rest = &unsigned[whole..];
+    let leading_zero = whole > 1 && unsigned[0] == b'0';
+    if let Some(fraction) = rest.strip_prefix(b".") {
+        let n = digits(fraction);
+        rest = if n == 0 { b"x" } else { &fraction[n..] };
+    }
+    if let Some(exponent) = rest.strip_prefix(b"e").or_else(|| rest.strip_prefix(b"E")) {
+        let exponent = exponent.strip_prefix(b"+").or_else(|| exponent.strip_prefix(b"-")).unwrap_or(exponent);
+        let n = digits(exponent);
+        rest = if n == 0 { b"x" } else { &exponent[n..] };
+    }
+    whole > 0 && !leading_zero && rest.is_empty()
 }
 
 const fn is_scalar(b: u8) -> bool {

@@ -57,7 +57,7 @@ impl Masker {
         }
         let json = matches!(
             essence.as_str(),
-            "application/json" | "application/x-ndjson" | "application/ndjson" | "application/jsonl"
+            "application/json" | "text/json" | "application/x-ndjson" | "application/ndjson" | "application/jsonl"
         ) || (essence.starts_with("application/") && essence.ends_with("+json"));
         if json {
             Ok(Self::Json(json::JsonMasker::new(rules.clone())))

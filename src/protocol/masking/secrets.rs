@@ -96,10 +96,12 @@ fn pem(text: &[u8], whole: bool) -> Front {
         let partial = !whole && text.len() < PEM_BEGIN.len() && PEM_BEGIN.starts_with(text);
         return if partial { Front::Undecided } else { Front::No };
     };
-    let label = &label[..label.len().min(PEM_LABEL)];
-    if let Some(at) = memchr::memmem::find(label, PEM_PRIVATE) {
+    // Only what may stand in a label counts, so that no byte behind it changes the answer.
+    let legal = |b: &&u8| b.is_ascii_uppercase() || b.is_ascii_digit() || matches!(b, b' ' | b'-');
+    let length = label.iter().take(PEM_LABEL).take_while(legal).count();
+    if let Some(at) = memchr::memmem::find(&label[..length], PEM_PRIVATE) {
         return Front::Pem(PEM_BEGIN.len() + at + PEM_PRIVATE.len());
     }
-    let open = label.iter().all(|b| b.is_ascii_uppercase() || b.is_ascii_digit() || matches!(b, b' ' | b'-'));
-    if open && !whole && label.len() < PEM_LABEL { Front::Undecided } else { Front::No }
+    let open = length == label.len() && length < PEM_LABEL;
+    if open && !whole { Front::Undecided } else { Front::No }
 }

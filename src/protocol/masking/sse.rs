@@ -18,6 +18,10 @@ use crate::protocol::masking::rules::{Counts, MaskRules};
 
 /// Most bytes that one event, or events waiting for a delta, may hold.
 const MAX_HELD: usize = 1 << 20;
+/// What holding one line costs besides its bytes.
+const LINE_COST: usize = 128;
+/// Most strings that may continue at once.
+const MAX_CONTINUED: usize = 4096;
 const BOM: &[u8] = b"\xef\xbb\xbf";
 
 /// One line with the bytes that ended it.
@@ -110,10 +114,7 @@ impl SseMasker {
         if !self.event.is_empty() {
             self.end_event(out)?;
         }
-        let keys: Vec<String> = self.continued.keys().cloned().collect();
-        for key in keys {
-            self.advance(&key, true)?;
-        }
+        self.end_continued()?;
         self.release(out);
         Ok(())
     }
@@ -146,7 +147,10 @@ impl SseMasker {
             content.drain(..BOM.len());
         }
         let blank = content.is_empty();
-        self.held += end.len();
+        self.held += end.len() + LINE_COST;
+        if self.held > MAX_HELD {
+            return Err(Blocked::TooLong);
+        }
         self.event.push(Line { content, end: end.to_vec() });
         if blank { self.end_event(out) } else { Ok(()) }
     }
@@ -158,10 +162,12 @@ impl SseMasker {
         self.next_number += 1;
         let joined = joined_data(&lines);
         let lines = lines.into_iter().map(|l| self.other_fields(l)).collect::<Result<Vec<_>, _>>()?;
-        let size = lines.iter().map(|l| l.content.len() + l.end.len()).sum();
+        let size = lines.iter().map(|l| l.content.len() + l.end.len() + LINE_COST).sum();
         let mut event = Waiting { number, lines, data: None, slots: Vec::new(), size };
         let mut touched = Vec::new();
+        let mut ended = false;
         if let Some(joined) = joined {
+            ended = ends_choices(&joined);
             let (data, deltas) = self.mask_data(&joined)?;
             event.data = Some(data);
             let document =
@@ -180,10 +186,26 @@ impl SseMasker {
             return Err(Blocked::TooLong);
         }
         self.waiting.push_back(event);
+        if self.continued.len() > MAX_CONTINUED {
+            return Err(Blocked::TooLong);
+        }
         for key in touched {
             self.advance(&key, false)?;
         }
+        if ended {
+            self.end_continued()?;
+        }
         self.release(out);
+        Ok(())
+    }
+
+    /// Nothing continues any string: all of them are decided.
+    fn end_continued(&mut self) -> Result<(), Blocked> {
+        let keys: Vec<String> = self.continued.keys().cloned().collect();
+        for key in keys {
+            self.advance(&key, true)?;
+        }
+        self.continued.clear();
         Ok(())
     }
 
@@ -339,6 +361,19 @@ fn data_value(line: &[u8]) -> Option<&[u8]> {
 fn joined_data(lines: &[Line]) -> Option<Vec<u8>> {
     let values: Vec<&[u8]> = lines.iter().filter_map(|l| data_value(&l.content)).collect();
     (!values.is_empty()).then(|| values.join(&b'\n'))
+}
+
+/// Whether an event says that no choice goes on: `[DONE]`, or a reason to finish in each choice it has.
+fn ends_choices(data: &[u8]) -> bool {
+    if data == b"[DONE]" {
+        return true;
+    }
+    if memchr::memmem::find(data, b"finish_reason").is_none() {
+        return false;
+    }
+    let document: Value = serde_json::from_slice(data).unwrap_or(Value::Null);
+    let choices = document["choices"].as_array().map(Vec::as_slice).unwrap_or_default();
+    choices.len() == 1 && choices[0]["finish_reason"].is_string() && choices[0]["index"].as_u64().unwrap_or(0) == 0
 }
 
 /// Names a delta string by the `index` members of the array items on its way, where they have one: a stream may put

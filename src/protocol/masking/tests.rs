@@ -132,6 +132,73 @@ fn case_11_an_escape_before_the_value_changes_nothing() {
 }
 
 #[test]
+fn a_broken_escape_hides_neither_a_quote_nor_a_digit() {
+    let body = r#"{"x":"\ud83d\",","ssn":"1","y":"\ud83d\u0034111111111111111","z":"\ud83d"}"#;
+    let want = r#"{"x":"\ud83d\",","ssn":"1","y":"\ud83d[redacted:card]","z":"\ud83d"}"#;
+    assert_any_chunking(JSON, body, want);
+    let dropped = whole(&with_field("$.ssn", FieldAction::Drop), JSON, r#"{"x":"\ud83d\",","ssn":"123","y":2}"#);
+    assert_eq!(dropped, r#"{"x":"\ud83d\",","y":2}"#);
+}
+
+#[test]
+fn what_is_called_json_and_is_not_is_scanned_as_text() {
+    for (body, want) in [
+        (format!("user {EMAIL} paid"), "user [redacted:email] paid".to_owned()),
+        (format!("{{\"e\":1}} not found {EMAIL}"), "{\"e\":1} not found [redacted:email]".into()),
+        (SPACED.to_owned(), "[redacted:card]".into()),
+        (format!("[{{\"k\":\"5\"}},{{{CARD}:2}}]"), "[{\"k\":\"5\"},{[redacted:card]:2}]".into()),
+    ] {
+        assert_any_chunking(JSON, &body, &want);
+    }
+    assert_any_chunking(SSE, &format!("data: [INFO] {EMAIL} paid\n\n"), "data: [INFO] [redacted:email] paid\n\n");
+}
+
+#[test]
+fn grammar_errors_with_field_rules_are_blocked() {
+    let rules = with_field("$.name", FieldAction::Drop);
+    for body in [
+        r#"{"a":1 "name":"Alice"}"#,
+        r#"{"a" 1}"#,
+        r#"{"a":1,}"#,
+        "[1 2]",
+        r#"1 {"name":"x"}"#,
+        "{]",
+        r#"{"a"::1}"#,
+        "tru",
+    ] {
+        assert_eq!(mask_whole(&rules, JSON, body.as_bytes()), Err(Blocked::Malformed), "{body}");
+    }
+    assert_eq!(whole(&rules, "text/plain", r#" {"name":"Alice","b":1}"#), r#" {"b":1}"#);
+    assert_eq!(whole(&rules, "text/json", r#"{"name":"Alice"}"#), "{}");
+    assert_eq!(whole(&rules, JSON, " true "), " true ");
+}
+
+#[test]
+fn an_address_before_a_sentences_end_is_found() {
+    for tail in [".I am", ".2", ". Next", "...", "-"] {
+        assert_any_chunking("text/plain", &format!("{EMAIL}{tail}"), &format!("[redacted:email]{tail}"));
+    }
+}
+
+#[test]
+fn a_member_name_is_read_with_its_escapes_and_has_a_limit() {
+    assert_any_chunking(JSON, r#"{"\u0034111111111111111":1}"#, r#"{"[redacted:card]":1}"#);
+    let endless = format!("{{\"{}", "\\u0041".repeat(100_000));
+    assert_eq!(mask_whole(&rules(), JSON, endless.as_bytes()), Err(Blocked::TooLong));
+}
+
+#[test]
+fn a_secret_that_ends_a_stream_keeps_its_marker_and_a_finished_choice_holds_nothing_back() {
+    let body = delta(0, "key sk-abcdefghij") + &delta(0, "klmnop1234567890");
+    assert_any_chunking(SSE, &body, &(delta(0, "key ") + &delta(0, "[redacted:secret]")));
+    let mut masker = Masker::for_content_type(&rules(), SSE).expect("readable");
+    let mut out = Vec::new();
+    let events = delta(0, "hello") + "data: {\"choices\":[{\"index\":0,\"delta\":{},\"finish_reason\":\"stop\"}]}\n\n";
+    masker.push(events.as_bytes(), &mut out).expect("passes");
+    assert_eq!(String::from_utf8_lossy(&out), events);
+}
+
+#[test]
 fn case_16_a_card_as_a_number_becomes_a_string() {
     assert_any_chunking(JSON, &format!(r"[{CARD},12]"), r#"["[redacted:card]",12]"#);
 }

@@ -31,6 +31,12 @@ impl JoinTokens for SqliteLedger {
         query.fetch_optional(&self.pool).await.map_err(away)?.map(|row| identity(&row)).transpose()
     }
 
+    async fn void(&self, spiffe_id: &SpiffeId) -> Result<(), Unavailable> {
+        let query =
+            sqlx::query("DELETE FROM join_token WHERE spiffe_id = ? AND spent_at IS NULL").bind(spiffe_id.as_str());
+        query.execute(&self.pool).await.map(drop).map_err(away)
+    }
+
     async fn spend(&self, digest: Sha256, csr: Sha256, now: Timestamp) -> Result<JoinSpend, Unavailable> {
         let spent = sqlx::query(
             "UPDATE join_token SET spent_at = ?1, spent_csr = ?2 WHERE digest = ?3 AND spent_at IS NULL AND expires_at > ?1 RETURNING spiffe_id",
@@ -64,14 +70,14 @@ fn identity(row: &SqliteRow) -> Result<SpiffeId, Unavailable> {
 }
 
 const COLUMNS_BY_ATTESTATION: &str =
-    "SELECT serial, spiffe_id, jkt, not_after, attestation, der FROM issued WHERE attestation = ? AND jkt = ?";
-const COLUMNS_BY_KEY: &str = "SELECT serial, spiffe_id, jkt, not_after, attestation, der FROM issued WHERE jkt = ? AND spiffe_id = ? ORDER BY not_after DESC LIMIT 1";
+    "SELECT serial, spiffe_id, jkt, not_after, attestation, der, issuer FROM issued WHERE attestation = ? AND jkt = ?";
+const COLUMNS_BY_KEY: &str = "SELECT serial, spiffe_id, jkt, not_after, attestation, der, issuer FROM issued WHERE jkt = ? AND spiffe_id = ? ORDER BY not_after DESC LIMIT 1";
 
 #[async_trait]
 impl Issued for SqliteLedger {
     async fn record(&self, certificate: &IssuedCertificate) -> Result<(), Unavailable> {
         sqlx::query(
-            "INSERT INTO issued (serial, spiffe_id, jkt, not_after, attestation, der) VALUES (?, ?, ?, ?, ?, ?)",
+            "INSERT INTO issued (serial, spiffe_id, jkt, not_after, attestation, der, issuer) VALUES (?, ?, ?, ?, ?, ?, ?)",
         )
         .bind(&certificate.serial)
         .bind(certificate.spiffe_id.as_str())
@@ -79,6 +85,7 @@ impl Issued for SqliteLedger {
         .bind(to_sql(certificate.not_after))
         .bind(certificate.attestation_sha256.to_string())
         .bind(&certificate.der)
+        .bind(&certificate.issuer)
         .execute(&self.pool)
         .await
         .map(drop)
@@ -103,6 +110,15 @@ impl Issued for SqliteLedger {
             .fetch_optional(&self.pool)
             .await
             .map(|row| row.is_some())
+            .map_err(away)
+    }
+
+    async fn live_serials(&self, spiffe_id: &SpiffeId, now: Timestamp) -> Result<Vec<String>, Unavailable> {
+        sqlx::query_scalar("SELECT serial FROM issued WHERE spiffe_id = ? AND not_after > ?")
+            .bind(spiffe_id.as_str())
+            .bind(to_sql(now))
+            .fetch_all(&self.pool)
+            .await
             .map_err(away)
     }
 
@@ -136,5 +152,6 @@ fn certificate(row: &SqliteRow) -> Result<IssuedCertificate, Unavailable> {
         not_after: from_sql(row.get("not_after")),
         attestation_sha256: Sha256::from_hex(&text("attestation")).ok_or_else(|| corrupt("attestation"))?,
         der: row.get("der"),
+        issuer: row.get("issuer"),
     })
 }

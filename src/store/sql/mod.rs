@@ -34,6 +34,8 @@ struct Held {
 pub struct SqliteLedger {
     pool: SqlitePool,
     held: RwLock<Held>,
+    /// Held over each change and the reading that follows it, so that no older reading replaces a newer one.
+    changing: tokio::sync::Mutex<()>,
     revoked: watch::Sender<Arc<RevocationSet>>,
     approval_changes: watch::Sender<u64>,
 }
@@ -52,6 +54,7 @@ impl SqliteLedger {
         let ledger = Self {
             pool,
             held: RwLock::default(),
+            changing: tokio::sync::Mutex::default(),
             revoked: watch::channel(Arc::default()).0,
             approval_changes: watch::channel(0).0,
         };

@@ -64,6 +64,7 @@ impl Entries for SqliteLedger {
     }
 
     async fn create(&self, entry: &Entry) -> Result<(), ChangeError> {
+        let _changing = self.changing.lock().await;
         let added = sqlx::query("INSERT INTO entry (spiffe_id, body) VALUES (?, ?) ON CONFLICT DO NOTHING")
             .bind(entry.spiffe_id.as_str())
             .bind(body(entry))
@@ -77,6 +78,7 @@ impl Entries for SqliteLedger {
     }
 
     async fn put(&self, entry: &Entry) -> Result<(), Unavailable> {
+        let _changing = self.changing.lock().await;
         sqlx::query("INSERT INTO entry (spiffe_id, body) VALUES (?, ?) ON CONFLICT (spiffe_id) DO UPDATE SET body = excluded.body")
             .bind(entry.spiffe_id.as_str())
             .bind(body(entry))
@@ -87,6 +89,7 @@ impl Entries for SqliteLedger {
     }
 
     async fn delete(&self, spiffe_id: &SpiffeId) -> Result<bool, Unavailable> {
+        let _changing = self.changing.lock().await;
         let gone = sqlx::query("DELETE FROM entry WHERE spiffe_id = ?")
             .bind(spiffe_id.as_str())
             .execute(&self.pool)
@@ -112,6 +115,7 @@ impl People for SqliteLedger {
     }
 
     async fn create(&self, person: &Person) -> Result<(), ChangeError> {
+        let _changing = self.changing.lock().await;
         let added = sqlx::query("INSERT INTO person (id, name, body) VALUES (?, ?, ?) ON CONFLICT DO NOTHING")
             .bind(&person.id)
             .bind(&person.name)
@@ -125,7 +129,21 @@ impl People for SqliteLedger {
         Ok(self.read_people().await?)
     }
 
+    async fn update(&self, person: &Person) -> Result<bool, Unavailable> {
+        let _changing = self.changing.lock().await;
+        let changed = sqlx::query("UPDATE person SET body = ? WHERE id = ? AND name = ?")
+            .bind(body(person))
+            .bind(&person.id)
+            .bind(&person.name)
+            .execute(&self.pool)
+            .await
+            .map_err(away)?;
+        self.read_people().await?;
+        Ok(changed.rows_affected() > 0)
+    }
+
     async fn delete(&self, id: &str) -> Result<bool, Unavailable> {
+        let _changing = self.changing.lock().await;
         let gone = sqlx::query("DELETE FROM person WHERE id = ?").bind(id).execute(&self.pool).await.map_err(away)?;
         self.read_people().await?;
         Ok(gone.rows_affected() > 0)
@@ -135,6 +153,7 @@ impl People for SqliteLedger {
 #[async_trait]
 impl PublicKeys for SqliteLedger {
     async fn publish(&self, key: &PublishedKey) -> Result<(), Unavailable> {
+        let _changing = self.changing.lock().await;
         sqlx::query("INSERT INTO public_key (kid, key_use, jwk, until) VALUES (?, ?, ?, ?) ON CONFLICT (kid) DO UPDATE SET until = excluded.until")
             .bind(&key.kid)
             .bind(key.key_use.to_string())

@@ -5,7 +5,7 @@ CREATE TABLE IF NOT EXISTS entry (spiffe_id TEXT PRIMARY KEY, body TEXT NOT NULL
 CREATE TABLE IF NOT EXISTS person (id TEXT PRIMARY KEY, name TEXT NOT NULL UNIQUE, body TEXT NOT NULL) STRICT;
 CREATE TABLE IF NOT EXISTS issued (
   serial TEXT PRIMARY KEY, spiffe_id TEXT NOT NULL, jkt TEXT NOT NULL, not_after INTEGER NOT NULL,
-  attestation TEXT NOT NULL, der BLOB NOT NULL, renewed_with TEXT
+  attestation TEXT NOT NULL, der BLOB NOT NULL, issuer BLOB NOT NULL, renewed_with TEXT
 ) STRICT;
 CREATE INDEX IF NOT EXISTS issued_by_key ON issued (jkt, spiffe_id, not_after);
 CREATE INDEX IF NOT EXISTS issued_by_attestation ON issued (attestation);

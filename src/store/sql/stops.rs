@@ -28,6 +28,7 @@ impl SqliteLedger {
 #[async_trait]
 impl Revocations for SqliteLedger {
     async fn add(&self, new: &NewRevocation, now: Timestamp) -> Result<Revocation, Unavailable> {
+        let _changing = self.changing.lock().await;
         let row = sqlx::query(
             "INSERT INTO revocation (kind, value, reason, by, at, until) VALUES (?, ?, ?, ?, ?, ?) RETURNING id, kind, value, reason, by, at, until",
         )
@@ -45,6 +46,7 @@ impl Revocations for SqliteLedger {
     }
 
     async fn lift(&self, id: i64, by: &str, now: Timestamp) -> Result<Option<Revocation>, Unavailable> {
+        let _changing = self.changing.lock().await;
         let row = sqlx::query(
             "UPDATE revocation SET lifted_at = ?, lifted_by = ? WHERE id = ? AND lifted_at IS NULL RETURNING id, kind, value, reason, by, at, until",
         )

@@ -1,7 +1,7 @@
 //! Members and items: which are dropped or redacted, and what that does to the commas around them.
 
 use crate::protocol::masking::Blocked;
-use crate::protocol::masking::json::{Container, JsonMasker, REDACTED_FIELD};
+use crate::protocol::masking::json::{Container, Expect, JsonMasker, REDACTED_FIELD};
 use crate::protocol::masking::path::Step;
 use crate::protocol::masking::rules::FieldAction;
 
@@ -16,13 +16,14 @@ impl JsonMasker {
     pub(super) fn comma(&mut self, out: &mut Vec<u8>) -> Result<(), Blocked> {
         self.unmute_item();
         match self.stack.last_mut() {
-            None => return self.malformed(b','),
+            None => return self.malformed(b","),
             Some(container) if container.object => {
-                self.expect_name = true;
+                self.expect = Expect::Name;
                 self.separator.push(b',');
             }
             Some(container) => {
                 container.index += 1;
+                self.expect = Expect::Value;
                 self.write(b",", out);
                 self.item_begins(out)?;
             }
@@ -63,16 +64,11 @@ impl JsonMasker {
     }
 
     pub(super) fn end_name(&mut self, out: &mut Vec<u8>) -> Result<(), Blocked> {
-        let raw = std::mem::take(&mut self.name);
-        let mut quoted = vec![b'"'];
-        quoted.extend(&raw);
-        quoted.push(b'"');
-        let decoded: String =
-            serde_json::from_slice(&quoted).unwrap_or_else(|_| String::from_utf8_lossy(&raw).into_owned());
+        let decoded = String::from_utf8_lossy(self.string.written.text()).into_owned();
         if let Some(container) = self.stack.last_mut() {
             container.name = decoded;
         }
-        self.expect_name = false;
+        self.expect = Expect::Colon;
         let action = if self.muted_at.is_some() { None } else { self.action_here() };
         match action {
             Some(FieldAction::Block) => return Err(Blocked::Forbidden),
@@ -84,9 +80,8 @@ impl JsonMasker {
             _ => {}
         }
         self.write_separator(out);
-        let masked = self.scan_whole(&raw)?;
         self.write(b"\"", out);
-        self.write(&masked, out);
+        self.drain(true, out)?;
         self.write(b"\"", out);
         if action == Some(FieldAction::Redact) {
             out.push(b':');
@@ -106,14 +101,14 @@ impl JsonMasker {
 
     pub(super) fn close(&mut self, b: u8, out: &mut Vec<u8>) -> Result<(), Blocked> {
         if self.stack.last().is_none_or(|c| c.object != (b == b'}')) {
-            return self.malformed(b);
+            return self.malformed(&[b]);
         }
         self.unmute_item();
         let held = std::mem::take(&mut self.separator);
         let spaces: Vec<u8> = held.into_iter().filter(|b| *b != b',').collect();
         self.write(&spaces, out);
         self.stack.pop();
-        self.expect_name = false;
+        self.value_ended();
         self.write(&[b], out);
         Ok(())
     }
