@@ -150,6 +150,7 @@ impl Wiring<'_> {
             pin: self.authority.pin(),
             default_ttl: self.config.identity.svid_ttl.0,
             server_names: self.names(),
+            deciding: tokio::sync::Mutex::default(),
             status: Arc::new(move || {
                 let revoked = stores.revocations.watch().borrow().head;
                 json!({

@@ -31,7 +31,7 @@ impl HttpClient {
         http.set_connect_timeout(Some(Duration::from_secs(5)));
         let connector = HttpsConnectorBuilder::new()
             .with_tls_config(tls)
-            .https_or_http()
+            .https_only()
             .enable_http1()
             .enable_http2()
             .wrap_connector(http);

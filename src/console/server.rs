@@ -43,6 +43,8 @@ pub struct Console {
     pub server_names: Vec<String>,
     /// One screen of facts.
     pub status: StatusSource,
+    /// Held while a person's decision takes effect.
+    pub deciding: tokio::sync::Mutex<()>,
 }
 
 #[derive(Deserialize)]

@@ -5,14 +5,14 @@ use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, TrySendError, sync_channel};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
 use aws_lc_rs::signature::{Ed25519KeyPair, KeyPair as _};
 use tokio::sync::oneshot;
 
 use crate::domain::leaf::{Event, Leaf, Staged};
-use crate::domain::time::{Clock, Timestamp};
+use crate::domain::time::Clock;
 use crate::evidence::EvidenceError;
 use crate::evidence::files::EvidenceDir;
 use crate::evidence::reader::LogReader;
@@ -201,7 +201,7 @@ struct Writer {
     tiles: TileWriter,
     clock: Arc<dyn Clock>,
     /// Size and time of the last checkpoint.
-    published: Option<(u64, Timestamp)>,
+    published: Option<(u64, Instant)>,
     /// Second, and how many refusals it has seen.
     refusals: (u64, u64),
     dropped: Arc<AtomicU64>,
@@ -209,7 +209,7 @@ struct Writer {
 
 impl Writer {
     fn run(&mut self, messages: &Receiver<Message>) {
-        let mut last_entry = self.clock.now();
+        let mut last_entry = Instant::now();
         loop {
             let mut batch = Vec::new();
             match messages.recv_timeout(PUBLISH_EVERY) {
@@ -218,14 +218,14 @@ impl Writer {
                 Err(RecvTimeoutError::Disconnected) => batch.push(Message::Stop),
             }
             batch.extend(messages.try_iter().take(BATCH));
-            if batch.is_empty() && self.clock.now().since(last_entry) >= HEARTBEAT {
+            if batch.is_empty() && last_entry.elapsed() >= HEARTBEAT {
                 batch.push(Message::Append(Box::new(Staged::plain(self.clock.now(), Event::Heartbeat {})), None));
             }
             if !batch.is_empty() {
-                last_entry = self.clock.now();
+                last_entry = Instant::now();
             }
             let (stop, publish) = self.take(batch);
-            let due = self.published.is_none_or(|(_, at)| self.clock.now().since(at) >= PUBLISH_EVERY);
+            let due = self.published.is_none_or(|(_, at)| at.elapsed() >= PUBLISH_EVERY);
             let result = if stop || !publish.is_empty() || due { self.publish(stop) } else { Ok(()) };
             if let Err(error) = &result {
                 tracing::error!(%error, "the checkpoint could not be published");
@@ -345,7 +345,8 @@ impl Writer {
         let path = self.dir.checkpoint();
         files::write_public(&path, checkpoint.sign(&self.key).as_bytes())
             .map_err(|e| EvidenceError::Damaged { path, what: e.to_string() })?;
-        self.published = Some((size, self.clock.now()));
+        self.published = Some((size, Instant::now()));
+        self.tiles.retire();
         if clear { self.stage.clear() } else { Ok(()) }
     }
 }

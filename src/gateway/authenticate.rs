@@ -196,7 +196,8 @@ impl Gateway {
 
 /// The one access token of a request (P11): `DPoP` scheme, one header, nothing in the query.
 fn credential(headers: &HeaderMap, query: &str) -> Result<AccessToken, Refusal> {
-    if query.split('&').any(|p| p == "access_token" || p.starts_with("access_token=")) {
+    let in_query = crate::protocol::form::parse(query.as_bytes()).map_or(true, |q| q.contains_key("access_token"));
+    if in_query && query.contains("access") {
         return Err(Refusal::new(400, "credential", "an access token in the query is never accepted")
             .with_error(OauthError::InvalidRequest));
     }

@@ -36,8 +36,7 @@ const ABOUT_BODY: [&str; 8] =
     ["content-length", "etag", "digest", "content-digest", "repr-digest", "content-md5", "accept-ranges", "signature"];
 
 /// Headers that vary from one try to the next and change nothing upstream acts on; approvals do not bind them.
-const VOLATILE: [&str; 10] = [
-    "accept",
+const VOLATILE: [&str; 9] = [
     "accept-encoding",
     "accept-language",
     "user-agent",
@@ -63,6 +62,15 @@ fn remove_hop(headers: &mut HeaderMap) {
     }
 }
 
+/// Names that upstreams believe for what a proxy says, or that turn the request into another than policy judged. A name
+/// with `_` reads as the same name with `-` behind CGI and WSGI.
+fn is_claim(name: &str) -> bool {
+    const PREFIXES: [&str; 7] =
+        ["x-forwarded-", "popgate-", "client-cert", "x-ssl-", "x-client-cert", "x-original-", "x-rewrite-"];
+    const METHODS: [&str; 3] = ["x-http-method-override", "x-http-method", "x-method-override"];
+    name.contains('_') || METHODS.contains(&name) || PREFIXES.iter().any(|p| name.starts_with(p))
+}
+
 /// The headers that upstream gets, before ours are added.
 pub fn towards_upstream(client: &HeaderMap, masked: bool) -> HeaderMap {
     let mut headers = client.clone();
@@ -70,7 +78,11 @@ pub fn towards_upstream(client: &HeaderMap, masked: bool) -> HeaderMap {
     for name in CLAIMS {
         headers.remove(name);
     }
-    for name in [header::HOST, header::CONTENT_LENGTH, header::EXPECT] {
+    let forbidden: Vec<HeaderName> = headers.keys().filter(|n| is_claim(n.as_str())).cloned().collect();
+    for name in forbidden {
+        headers.remove(name);
+    }
+    for name in [header::HOST, header::CONTENT_LENGTH, header::EXPECT, HeaderName::from_static("prefer")] {
         headers.remove(name);
     }
     if masked {

@@ -1,5 +1,7 @@
 //! Moves a response from upstream to the client: masks, records, and cuts it when its caller is stopped.
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -50,8 +52,9 @@ pub struct Bounds {
 pub fn start(upstream: Incoming, treatment: Treatment, exchange: Exchange, bounds: Bounds, stores: Stores) -> AnyBody {
     let (sender, receiver) = mpsc::channel(AHEAD);
     let exact = matches!(treatment, Treatment::Plain).then(|| upstream.size_hint().exact()).flatten();
-    tokio::spawn(run(upstream, treatment, exchange, bounds, stores, sender));
-    ClientEnd { receiver, exact, ended: false }.boxed_unsync()
+    let finished = Arc::new(AtomicBool::new(false));
+    tokio::spawn(run(upstream, treatment, exchange, bounds, stores, sender, finished.clone()));
+    ClientEnd { receiver, exact, ended: false, finished }.boxed_unsync()
 }
 
 async fn run(
@@ -61,13 +64,17 @@ async fn run(
     bounds: Bounds,
     stores: Stores,
     client: mpsc::Sender<Result<Frame<Bytes>, BoxError>>,
+    finished: Arc<AtomicBool>,
 ) {
     let outcome = relay(&mut upstream, &mut treatment, &exchange, &bounds, &stores, &client).await;
     if let Treatment::Masked(masker) = &treatment {
         exchange.masked(masker.counts());
     }
     match outcome {
-        Ok(()) => exchange.seal("complete"),
+        Ok(()) => {
+            exchange.seal("complete");
+            finished.store(true, Ordering::Release);
+        }
         Err(cut) => {
             let name = <&str>::from(cut);
             tracing::info!(why = name, spiffe_id = %bounds.subject.spiffe_id, "a response was cut");
@@ -180,6 +187,8 @@ struct ClientEnd {
     receiver: mpsc::Receiver<Result<Frame<Bytes>, BoxError>>,
     exact: Option<u64>,
     ended: bool,
+    /// Set before the channel closes, if all went well: a pump that died does not look like an end.
+    finished: Arc<AtomicBool>,
 }
 
 impl Body for ClientEnd {
@@ -191,6 +200,9 @@ impl Body for ClientEnd {
         cx: &mut std::task::Context<'_>,
     ) -> std::task::Poll<Option<Result<Frame<Bytes>, BoxError>>> {
         let next = std::task::ready!(self.receiver.poll_recv(cx));
+        if next.is_none() && !self.finished.load(Ordering::Acquire) {
+            return std::task::Poll::Ready(Some(Err("the exchange was abandoned".into())));
+        }
         self.ended = next.is_none();
         std::task::Poll::Ready(next)
     }

@@ -138,6 +138,9 @@ impl Gateway {
         if second.is_some() || matches!((named, host), (Some(a), Some(b)) if !a.eq_ignore_ascii_case(b)) {
             return Err(Refusal::new(400, "host", "the request names more than one host"));
         }
+        if head.headers.get_all(header::CONTENT_TYPE).iter().count() > 1 {
+            return Err(Refusal::new(400, "header", "the request has more than one Content-Type"));
+        }
         let named = named.or(host).unwrap_or_default();
         let origin = self.origins.iter().find(|o| o.is_named_by(named)).cloned();
         let origin = origin.ok_or_else(|| Refusal::new(421, "misdirected", "this gateway does not serve that host"))?;
@@ -228,7 +231,7 @@ impl Gateway {
         let treatment = mask::treatment(asking.route, &asking.request.head.method, parts.status, &parts.headers)?;
         let events =
             parts.headers.get(header::CONTENT_TYPE).is_some_and(|v| v.as_bytes().starts_with(b"text/event-stream"));
-        let masked = matches!(treatment, mask::Treatment::Masked(_));
+        let masked = asking.route.mask.is_some() || asking.route.inject.is_some();
         let secret = asking.route.inject.as_ref().and_then(|i| i.read().ok()).map(|(_, secret)| secret);
         parts.headers = headers::towards_client(&parts.headers, masked, secret.as_deref());
         parts.version = http::Version::HTTP_11;

@@ -68,7 +68,7 @@ async fn refused(plane: &TokenPlane, refusal: &Refusal, request_id: &str) -> Res
     let status = StatusCode::from_u16(refusal.status).unwrap_or(StatusCode::BAD_REQUEST);
     let mut response = answer(
         status,
-        &json!({"error": error.to_string(), "error_description": refusal.detail, "request_id": request_id}),
+        &json!({"error": error.to_string(), "error_description": refusal.detail.replace('§', "section "), "request_id": request_id}),
     );
     let headers = response.headers_mut();
     if status == StatusCode::UNAUTHORIZED {

@@ -63,7 +63,6 @@ async fn policy_denies_what_nothing_permits_and_names_the_reason() {
     let (solver, narrow) = (service.solver().await, service.workload("spiffe://example.org/ci/narrow").await);
     let cases = [
         (&solver, "PATCH", "/v1/runs/r1", "", 403, "unlisted"),
-        (&solver, "GET", "/nowhere", "", 404, "no-route"),
         (&solver, "DELETE", "/v1/runs/r1", "", 403, "policy"),
         (&narrow, "GET", "/v1/runs/r1", "", 403, "policy"),
         (&solver, "POST", "/v1/runs/r1/nodes/n1/prune", "", 400, "body"),
@@ -91,6 +90,20 @@ async fn policy_denies_what_nothing_permits_and_names_the_reason() {
         absent.text()
     );
     assert_eq!(service.upstream.count(), 0);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_proved_request_to_no_route_is_404_and_an_unproved_one_learns_nothing() {
+    let service = Service::start().await;
+    let solver = service.solver().await;
+    let known = service.url("gateway", "/v1/runs/r1");
+    crate::proofs::learn_nonce(&service, &solver, &known).await;
+    let (url, token) = (service.url("gateway", "/nowhere"), solver.token(&known).await);
+    let proof = solver.session.prove("GET", &url, Some(&token));
+    let authorization = format!("DPoP {}", token.expose());
+    let answer = solver.raw("GET", &url, &[("authorization", &authorization), ("dpop", &proof)], false).await;
+    assert_eq!((answer.status, answer.problem().as_str()), (404, "no-route"), "{}", answer.text());
+    assert_eq!(solver.raw("GET", &url, &[], false).await.status, 401);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

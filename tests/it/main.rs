@@ -1,5 +1,7 @@
 //! The service as strangers meet it: the real binary, over real sockets, on free ports. One module a user story.
 
+#![allow(clippy::pedantic, clippy::type_complexity, reason = "tests are tables and stories, read top to bottom")]
+
 mod approvals;
 mod demo;
 mod enrolment;

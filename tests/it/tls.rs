@@ -77,7 +77,7 @@ async fn x5_a_foreign_certificate_fails_the_handshake() {
         let http = HttpClient::new(mixed.tls(true).expect("TLS"));
         let request =
             Request::builder().method(Method::GET).uri(service.url(listener, "/")).body(Bytes::new()).expect("builds");
-        let error = http.fetch(request).await.err().expect("refused").to_string();
+        let error = http.fetch(request).await.expect_err("refused").to_string();
         assert!(error.contains("handshake") || error.contains("does not answer"), "{listener}: {error}");
     }
     assert!(enrol::renew(&mixed).await.is_err());

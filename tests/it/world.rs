@@ -174,9 +174,7 @@ fn routes(upstream: &str) -> String {
         "[[route]]\nname = \"cert\"\nmatch = {{ path = \"/cert/**\" }}\nresource = \"/cert\"\naccess = \"proof_and_certificate\"\nupstream = {{ url = \"http://{upstream}\" }}\n"
     );
     text += &operation("cert.get", "GET /cert/**", "/cert");
-    text += &format!(
-        "[[route]]\nname = \"dead\"\nmatch = {{ path = \"/dead/**\" }}\nresource = \"/dead\"\nupstream = {{ url = \"http://127.0.0.1:1\" }}\n"
-    );
+    text += "[[route]]\nname = \"dead\"\nmatch = { path = \"/dead/**\" }\nresource = \"/dead\"\nupstream = { url = \"http://127.0.0.1:1\" }\n";
     text + &operation("dead.get", "GET /dead/**", "/dead")
 }
 

@@ -187,9 +187,9 @@ impl JsonMasker {
         use Expect::{Colon, CommaOrEnd, Name, NameOrEnd, Value, ValueOrEnd};
         if matches!(b, b' ' | b'\t' | b'\n' | b'\r') {
             if self.separator.is_empty() {
-                self.write(&[b], out)
+                self.write(&[b], out);
             } else {
-                self.separator.push(b)
+                self.separator.push(b);
             }
             return Ok(());
         }

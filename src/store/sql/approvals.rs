@@ -29,6 +29,7 @@ impl SqliteLedger {
 #[async_trait]
 impl Approvals for SqliteLedger {
     async fn ask(&self, new: &Approval, now: Timestamp) -> Result<Asked, Unavailable> {
+        let _changing = self.changing.lock().await;
         if let Some(open) = self.open_by_digest(new.request_sha256).await?.filter(|a| a.expires_at > now) {
             return Ok(Asked::Folded(open));
         }
