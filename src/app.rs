@@ -25,11 +25,11 @@ use crate::net::listener::{self, Drain};
 use crate::net::tls;
 use crate::net::uds;
 use crate::protocol::htu::Origin;
+use crate::store::Stores;
 use crate::store::clock::SystemClock;
 use crate::store::redis::RedisReplayGuard;
 use crate::store::replay::{MemoryReplayGuard, ReplayGuard};
 use crate::store::sql::SqliteLedger;
-use crate::store::{Stores, entropy};
 
 /// Why the service does not start. Each text says what happened and what to do next.
 #[derive(Debug, thiserror::Error)]
@@ -76,6 +76,9 @@ pub struct Addresses {
     /// Metrics and health.
     pub telemetry: String,
 }
+
+/// How long an exchange that is ended has to write its last leaf.
+const TO_SEAL: Duration = Duration::from_secs(2);
 
 /// The running service.
 pub struct App {
@@ -209,9 +212,16 @@ impl App {
         self.switch.send_replace(true);
         let finish = async { while self.listeners.join_next().await.is_some() {} };
         if tokio::time::timeout(self.grace, finish).await.is_err() {
-            tracing::warn!("some exchanges outlived the grace and were ended");
+            tracing::warn!("some exchanges outlived the grace and are ended");
         }
+        // Streams are told and cut, connections dropped; each exchange writes its last leaf before the log closes.
+        self.gateway.ending.cancel();
+        self.gateway.tasks.close();
+        let sealed = tokio::time::timeout(TO_SEAL, self.gateway.tasks.wait()).await.is_ok();
         self.listeners.shutdown().await;
+        if !sealed && tokio::time::timeout(TO_SEAL, self.gateway.tasks.wait()).await.is_err() {
+            tracing::error!("some exchanges did not end; the log has no last entry of theirs");
+        }
         let evidence = self.evidence.clone();
         let _ = tokio::task::spawn_blocking(move || evidence.close()).await;
         self.ledger.close().await;
@@ -250,12 +260,11 @@ async fn log_start(stores: &Stores, authority: &Authority, ledger: &SqliteLedger
     })
     .await?;
     for settled in ledger.settle_interrupted(now).await? {
-        let person = settled.decided_by.clone().map(entropy::seal);
         tracing::warn!(
             approval = settled.id,
             "a request was interrupted while it was carried out: nobody can say whether it happened"
         );
-        stores.evidence.append(Staged::approval(now, &settled, person)).await?;
+        stores.log_approval(&settled).await?;
     }
     Ok(())
 }

@@ -8,6 +8,8 @@ use arc_swap::ArcSwap;
 use serde_json::json;
 use tokio::net::TcpListener;
 use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
 
 use crate::app::{Addresses, Listeners, StartError, load_rules};
 use crate::config::{Config, ConfigError};
@@ -104,6 +106,8 @@ impl Wiring<'_> {
             txn_key: SigningKey::new(public, move |message| private.sign(message)),
             held_body: usize::try_from(self.config.limits.held_body).unwrap_or(usize::MAX),
             stream_max: self.config.gateway.stream_max.0,
+            tasks: TaskTracker::new(),
+            ending: CancellationToken::new(),
         }))
     }
 

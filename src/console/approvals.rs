@@ -8,11 +8,9 @@ use serde_json::{Value, json};
 use crate::console::actor::Actor;
 use crate::console::server::Console;
 use crate::domain::approval::{Approval, ApprovalState, may_approve};
-use crate::domain::leaf::Staged;
 use crate::domain::people::Role;
 use crate::domain::refusal::Refusal;
 use crate::store::approvals::Step;
-use crate::store::entropy;
 
 /// How long the requester has to come back once approved.
 const TO_CONSUME: Duration = Duration::from_mins(5);
@@ -73,7 +71,7 @@ impl Console {
         // The leaf comes before the state: nothing may consume an approval that the log does not have.
         let mut next = Approval { state: to, decided_by: Some(person.id.clone()), ..approval };
         next.proved_by = Some(format!("certificate:{serial}"));
-        self.log_approval(&next).await?;
+        self.stores.log_approval(&next).await?;
         let step = Step { from: ApprovalState::Pending, to, expires_at, decided };
         let changed = self.stores.approvals.step(id, &step).await?;
         let changed = changed.ok_or_else(|| Refusal::new(409, "decided", "somebody else decided first"))?;
@@ -87,12 +85,6 @@ impl Console {
         tracing::info!(approval = id, state = %changed.state, person = person.id, "approval decided");
         metrics::counter!("popgate_approvals_decided_total", "state" => changed.state.to_string()).increment(1);
         Ok(view(&changed))
-    }
-
-    async fn log_approval(&self, approval: &Approval) -> Result<(), Refusal> {
-        let person = approval.decided_by.clone().map(entropy::seal);
-        self.stores.evidence.append(Staged::approval(self.stores.clock.now(), approval, person)).await?;
-        Ok(())
     }
 }
 

@@ -9,6 +9,7 @@ use crate::console::actor::Actor;
 use crate::console::server::Console;
 use crate::domain::people::{Entry, Person, Role, Seconds, is_person_id};
 use crate::domain::refusal::Refusal;
+use crate::domain::revocation::RevocationKind;
 use crate::domain::secret::JoinToken;
 use crate::domain::spiffe_id::{SpiffeId, is_segment};
 use crate::domain::time::{Span, Timestamp, format_duration};
@@ -152,11 +153,30 @@ impl Console {
     pub async fn delete_entry(&self, actor: &Actor, id: &str) -> Result<Value, Refusal> {
         actor.need(Role::Admin)?;
         let id = self.spiffe_id(id)?;
-        if !self.stores.entries.delete(&id).await? {
+        if self.stores.entries.get(&id).is_none() {
             return Err(Refusal::new(404, "not-found", format!("there is no entry {id}")));
         }
+        self.forget(actor, &id).await?;
+        self.stores.entries.delete(&id).await?;
+        // Again, for what was issued in between.
+        self.forget(actor, &id).await?;
         self.log_registration(actor, "entry", "delete", id.as_str()).await?;
         Ok(json!({"deleted": id}))
+    }
+
+    /// Voids the open join tokens and stops the live certificates of a name, so that they never serve whoever is
+    /// registered under it next.
+    async fn forget(&self, actor: &Actor, id: &SpiffeId) -> Result<(), Refusal> {
+        self.stores.join_tokens.void(id).await?;
+        let now = self.stores.clock.now();
+        let revoked = self.stores.revocations.watch().borrow().clone();
+        for (serial, end) in self.stores.issued.live(id, now).await? {
+            if !revoked.names(RevocationKind::Serial, &serial) {
+                let reason = "its registration was deleted".to_owned();
+                self.stop(actor, RevocationKind::Serial, serial, reason, Some(end)).await?;
+            }
+        }
+        Ok(())
     }
 
     fn person(form: PersonForm) -> Result<Person, Refusal> {
@@ -176,14 +196,17 @@ impl Console {
         Ok(Person { id: form.id, name, groups: form.groups, roles })
     }
 
+    fn person_spiffe_id(&self, person: &Person) -> Result<SpiffeId, Refusal> {
+        self.trust_domain.workload(&format!("/popgate/person/{}", person.name)).map_err(|e| bad(e.to_string()))
+    }
+
     /// Creates a person and the one-time token that `login` turns into a certificate.
     pub async fn create_person(&self, actor: &Actor, form: PersonForm) -> Result<Value, Refusal> {
         actor.need(Role::Admin)?;
         let person = Self::person(form)?;
         self.stores.people.create(&person).await.map_err(change)?;
         self.log_registration(actor, "person", "create", &person.id).await?;
-        let path = format!("/popgate/person/{}", person.name);
-        let id = self.trust_domain.workload(&path).map_err(|e| bad(e.to_string()))?;
+        let id = self.person_spiffe_id(&person)?;
         let (token, expires_at) = self.join_token(&id, JOIN_TTL.1.min(Duration::from_mins(10))).await?;
         Ok(
             json!({"person": person, "spiffe_id": id, "join_token": token.expose().as_str(), "expires_at": expires_at.rfc3339()}),
@@ -193,29 +216,43 @@ impl Console {
     /// Removes a person; their certificate is refused from now on.
     pub async fn delete_person(&self, actor: &Actor, id: &str) -> Result<Value, Refusal> {
         actor.need(Role::Admin)?;
-        if !self.stores.people.delete(id).await? {
+        let Some(person) = self.stores.people.by_id(id) else {
             return Err(Refusal::new(404, "not-found", format!("there is no person {id}")));
-        }
+        };
+        let own = self.person_spiffe_id(&person)?;
+        self.forget(actor, &own).await?;
+        self.stores.people.delete(id).await?;
+        self.forget(actor, &own).await?;
         self.log_registration(actor, "person", "delete", id).await?;
         Ok(json!({"deleted": id}))
     }
 
-    /// Adds and replaces entries and adds people; nothing is changed unless all of it is sound.
+    /// Adds and replaces entries and people; nothing is changed unless all of it is sound.
     pub async fn import(&self, actor: &Actor, form: ImportForm) -> Result<Value, Refusal> {
         actor.need(Role::Admin)?;
         let entries = form.entry.into_iter().map(|e| self.entry(e)).collect::<Result<Vec<_>, _>>()?;
         let people = form.person.into_iter().map(Self::person).collect::<Result<Vec<_>, _>>()?;
-        let mut added = 0;
-        for person in people.iter().filter(|p| self.stores.people.by_id(&p.id).is_none()) {
-            self.stores.people.create(person).await.map_err(change)?;
-            self.log_registration(actor, "person", "create", &person.id).await?;
-            added += 1;
+        for person in &people {
+            let action = match self.stores.people.by_id(&person.id) {
+                None => {
+                    self.stores.people.create(person).await.map_err(change)?;
+                    "create"
+                }
+                Some(known) if known.name != person.name => {
+                    return Err(bad(format!("{} is {} here; a person's name does not change", person.id, known.name)));
+                }
+                Some(_) => {
+                    self.stores.people.update(person).await?;
+                    "update"
+                }
+            };
+            self.log_registration(actor, "person", action, &person.id).await?;
         }
         for entry in &entries {
             self.stores.entries.put(entry).await?;
             self.log_registration(actor, "entry", "put", entry.spiffe_id.as_str()).await?;
         }
-        Ok(json!({"entries": entries.len(), "people": added}))
+        Ok(json!({"entries": entries.len(), "people": people.len()}))
     }
 
     /// Makes a one-time join token for a registered identity.
@@ -227,11 +264,11 @@ impl Console {
             None => self.stores.entries.get(&id).is_some(),
         };
         if !known {
-            return Err(Refusal::new(
-                404,
-                "not-found",
-                format!("{id} is not registered: `popgate entry create {id} --owner ISSUER#SUBJECT` first"),
-            ));
+            let first = match id.person_name() {
+                Some(name) => format!("`popgate person create ISSUER#SUBJECT --name {name}`"),
+                None => format!("`popgate entry create {id} --owner ISSUER#SUBJECT`"),
+            };
+            return Err(Refusal::new(404, "not-found", format!("{id} is not registered: {first} first")));
         }
         let ttl = form.ttl.map_or(Duration::from_mins(10), |t| t.0);
         if ttl < JOIN_TTL.0 || ttl > JOIN_TTL.1 {

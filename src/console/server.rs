@@ -5,14 +5,16 @@ use std::time::Duration;
 
 use axum::Router;
 use axum::body::Body;
-use axum::extract::{Extension, Path, Query, State};
-use axum::http::{HeaderValue, Response, StatusCode, header};
+use axum::extract::{Extension, Path, Query, Request, State};
+use axum::http::{HeaderMap, HeaderValue, Response, StatusCode, Uri, header};
+use axum::middleware::{self, Next};
 use axum::routing::{get, post};
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 
 use crate::console::actor::Actor;
+use crate::console::stops::in_force;
 use crate::domain::digest::Sha256;
 use crate::domain::leaf::{Event, Leaf, Staged};
 use crate::domain::people::Role;
@@ -71,6 +73,22 @@ pub fn router(console: Arc<Console>) -> Router {
         .route("/v1/offboard", post(offboard))
         .route("/v1/evidence/publish", post(publish))
         .with_state(console)
+        .layer(middleware::from_fn(same_site))
+}
+
+/// A browser that holds a person's certificate sends it for every page it is on: nothing from another site gets in.
+async fn same_site(request: Request, next: Next) -> Response<Body> {
+    if is_same_site(request.uri(), request.headers()) {
+        return next.run(request).await;
+    }
+    answer(Err(Refusal::new(403, "cross-site", "administration answers no request that a page of another site makes")))
+}
+
+fn is_same_site(uri: &Uri, headers: &HeaderMap) -> bool {
+    let header = |name: &str| headers.get(name).map(|v| v.to_str().unwrap_or("?").to_owned());
+    let host = header("host").or_else(|| uri.authority().map(ToString::to_string)).unwrap_or_default();
+    let origin = header("origin").is_none_or(|origin| origin.eq_ignore_ascii_case(&format!("https://{host}")));
+    origin && header("sec-fetch-site").is_none_or(|site| site == "none" || site == "same-origin")
 }
 
 async fn status(State(console): Plane, Extension(peer): From) -> Response<Body> {
@@ -217,7 +235,7 @@ impl Console {
             by: by.commitment(),
         };
         let openings = [("value".to_owned(), value), ("by".to_owned(), by)].into();
-        self.stores.evidence.append(Staged { leaf: Leaf { time: self.stores.clock.now(), event }, openings }).await?;
-        Ok(())
+        let leaf = Leaf { time: self.stores.clock.now(), event };
+        self.stores.evidence.append(Staged { leaf, openings }).await.map(drop).map_err(in_force)
     }
 }

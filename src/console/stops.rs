@@ -5,14 +5,16 @@ use serde_json::{Value, json};
 
 use crate::console::actor::Actor;
 use crate::console::server::Console;
+use crate::domain::approval::{Approval, ApprovalState};
 use crate::domain::leaf::{Event, Leaf, Staged};
 use crate::domain::people::{Role, is_person_id};
 use crate::domain::refusal::Refusal;
-use crate::domain::revocation::{Revocation, RevocationKind};
+use crate::domain::revocation::{Revocation, RevocationKind, RevocationSet, Subject};
 use crate::domain::spiffe_id::SpiffeId;
 use crate::domain::time::Timestamp;
-use crate::store::entropy;
+use crate::store::approvals::Step;
 use crate::store::revocations::NewRevocation;
+use crate::store::{Unavailable, entropy};
 
 /// What `revoke` asks.
 #[derive(Debug, Deserialize)]
@@ -32,6 +34,12 @@ pub struct OffboardForm {
     person: String,
     #[serde(default)]
     reason: Option<String>,
+}
+
+/// The change is made and the rest of its work is not: say so, for "try again" alone would hide that it is in force.
+pub(super) fn in_force(error: Unavailable) -> Refusal {
+    let detail = format!("the change is in force, but {} did not take its record; see the service's log", error.part);
+    Refusal { retry_after: Some(1), ..Refusal::new(503, "unrecorded", detail) }.because(error)
 }
 
 fn bad(detail: impl Into<String>) -> Refusal {
@@ -56,10 +64,17 @@ impl Console {
             .as_deref()
             .map(|t| Timestamp::parse_rfc3339(t).ok_or_else(|| bad("until is a time as in 2030-01-31T12:00:00Z")))
             .transpose()?;
+        if until.is_some_and(|t| t <= self.stores.clock.now()) {
+            return Err(bad("until is in the past: nothing would be stopped"));
+        }
+        if until.is_some() && kind == RevocationKind::Person {
+            return Err(bad("a person's stop has no until: it is lifted by a person"));
+        }
         self.stop(actor, kind, form.value, form.reason, until).await
     }
 
-    async fn stop(
+    /// Stops a subject and voids the open approvals that it asked for or decided.
+    pub(super) async fn stop(
         &self,
         actor: &Actor,
         kind: RevocationKind,
@@ -70,16 +85,58 @@ impl Console {
         let new = NewRevocation { kind, value, reason, by: actor.name(), until };
         let revocation = self.stores.revocations.add(&new, self.stores.clock.now()).await?;
         let effective = self.stores.clock.now();
-        let index = self.log_stop(&revocation).await?;
+        let index = self.log_stop(&revocation).await;
+        let withdrawn = self.withdraw(&revocation).await;
         metrics::counter!("popgate_revocations_total", "kind" => kind.to_string()).increment(1);
         tracing::warn!(kind = %kind, value = revocation.value, by = revocation.by, "revoked");
+        let (index, withdrawn) = (index.map_err(in_force)?, withdrawn.map_err(in_force)?);
         Ok(json!({
             "revocation": view(&revocation),
+            "withdrawn_approvals": withdrawn,
             "receipt": {"index": index, "replicas": [{"replica": "this", "effective_at": effective.rfc3339()}]},
         }))
     }
 
-    async fn log_stop(&self, revocation: &Revocation) -> Result<u64, Refusal> {
+    /// Voids the open approvals of a requester or approver that has been stopped.
+    async fn withdraw(&self, revocation: &Revocation) -> Result<Vec<String>, Unavailable> {
+        let now = self.stores.clock.now();
+        let set = RevocationSet::new(revocation.id, std::slice::from_ref(revocation));
+        let mut withdrawn = Vec::new();
+        for open in self.stores.approvals.list(true).await? {
+            let requester = self.requester(&open).await?;
+            let stopped = |subject: &Subject| set.stops(subject, now).is_some();
+            if !stopped(&requester) && !self.approver(&open).as_ref().is_some_and(stopped) {
+                continue;
+            }
+            let step = Step { from: open.state, to: ApprovalState::Withdrawn, expires_at: now, decided: None };
+            if let Some(void) = self.stores.approvals.step(&open.id, &step).await? {
+                self.stores.log_approval(&void).await?;
+                withdrawn.push(void.id);
+            }
+        }
+        Ok(withdrawn)
+    }
+
+    async fn requester(&self, approval: &Approval) -> Result<Subject, Unavailable> {
+        let entry = self.stores.entries.get(&approval.requester);
+        let certificate = self.stores.issued.by_key(&approval.requester, approval.jkt).await?;
+        Ok(Subject {
+            spiffe_id: approval.requester.clone(),
+            person: entry.as_ref().map(|e| e.owner.clone()),
+            groups: entry.map(|e| e.groups).unwrap_or_default(),
+            serial: certificate.map(|c| c.serial),
+            jkt: Some(approval.jkt),
+            jti: None,
+        })
+    }
+
+    fn approver(&self, approval: &Approval) -> Option<Subject> {
+        let id = approval.decided_by.as_ref()?;
+        let groups = self.stores.people.by_id(id).map(|p| p.groups).unwrap_or_default();
+        Some(Subject::approver(approval, id, groups))
+    }
+
+    async fn log_stop(&self, revocation: &Revocation) -> Result<u64, Unavailable> {
         let [value, reason, by] =
             [&revocation.value, &revocation.reason, &revocation.by].map(|v| entropy::seal(v.clone()));
         let event = Event::Revoked {
@@ -91,13 +148,22 @@ impl Console {
             until: revocation.until,
         };
         let openings = [("value".to_owned(), value), ("reason".to_owned(), reason), ("by".to_owned(), by)].into();
-        Ok(self.stores.evidence.append(Staged { leaf: Leaf { time: revocation.at, event }, openings }).await?)
+        self.stores.evidence.append(Staged { leaf: Leaf { time: revocation.at, event }, openings }).await
     }
 
     /// Stops a person and every workload that names them as owner, for good.
     pub async fn offboard(&self, actor: &Actor, form: OffboardForm) -> Result<Value, Refusal> {
         actor.need(Role::Admin)?;
         check_value(RevocationKind::Person, &form.person)?;
+        let known = self.stores.people.by_id(&form.person).is_some()
+            || self.stores.entries.list().iter().any(|e| e.owner == form.person);
+        if !known {
+            return Err(Refusal::new(
+                404,
+                "not-found",
+                format!("no person and no owner of a workload here is {}; see `popgate person list`", form.person),
+            ));
+        }
         let owned: Vec<SpiffeId> =
             self.stores.entries.list().into_iter().filter(|e| e.owner == form.person).map(|e| e.spiffe_id).collect();
         let reason = form.reason.unwrap_or_else(|| "offboarded".into());
@@ -121,11 +187,8 @@ impl Console {
         let by = entropy::seal(actor.name());
         let event = Event::Lifted { id, by: by.commitment() };
         let openings = [("by".to_owned(), by)].into();
-        let index = self
-            .stores
-            .evidence
-            .append(Staged { leaf: Leaf { time: self.stores.clock.now(), event }, openings })
-            .await?;
+        let leaf = Leaf { time: self.stores.clock.now(), event };
+        let index = self.stores.evidence.append(Staged { leaf, openings }).await.map_err(in_force)?;
         Ok(json!({"lifted": view(&lifted), "receipt": {"index": index}}))
     }
 }

@@ -4,6 +4,7 @@ use std::collections::HashMap;
 
 use serde::{Deserialize, Serialize};
 
+use crate::domain::approval::Approval;
 use crate::domain::key::Jkt;
 use crate::domain::spiffe_id::SpiffeId;
 use crate::domain::time::Timestamp;
@@ -75,6 +76,33 @@ pub struct Subject {
     pub jti: Option<String>,
 }
 
+impl Subject {
+    /// A certificate of which nothing else is known.
+    pub fn certificate(spiffe_id: &SpiffeId, serial: &str) -> Self {
+        Self {
+            spiffe_id: spiffe_id.clone(),
+            person: None,
+            groups: Vec::new(),
+            serial: Some(serial.to_owned()),
+            jkt: None,
+            jti: None,
+        }
+    }
+
+    /// The person who decided an approval, as a revocation can name them.
+    pub fn approver(approval: &Approval, id: &str, groups: Vec<String>) -> Self {
+        let serial = approval.proved_by.as_deref().and_then(|p| p.strip_prefix("certificate:"));
+        Self {
+            spiffe_id: approval.requester.clone(),
+            person: Some(id.to_owned()),
+            groups,
+            serial: serial.map(ToOwned::to_owned),
+            jkt: None,
+            jti: None,
+        }
+    }
+}
+
 /// The revocations in force, ready to be asked.
 #[derive(Clone, Debug, Default)]
 pub struct RevocationSet {
@@ -109,6 +137,11 @@ impl RevocationSet {
         named.extend(subject.jti.iter().map(|j| (RevocationKind::Jti, j.clone())));
         named.extend(subject.groups.iter().map(|g| (RevocationKind::Group, g.clone())));
         named.into_iter().find(|key| self.in_force(key, now)).map(|(kind, _)| kind)
+    }
+
+    /// Whether a stop names exactly this, whenever it ends.
+    pub fn names(&self, kind: RevocationKind, value: &str) -> bool {
+        self.stopped.contains_key(&(kind, value.to_owned()))
     }
 
     fn in_force(&self, key: &(RevocationKind, String), now: Timestamp) -> bool {

@@ -6,6 +6,7 @@ pub mod reader;
 pub mod recording;
 pub mod replay;
 pub mod sequence;
+pub mod settle;
 pub mod stage;
 pub mod tiles;
 pub mod verify;

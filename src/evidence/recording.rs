@@ -1,34 +1,48 @@
 //! Writes recordings. Frames go to the file before their bytes go to the client; a syncer follows within 50 ms.
 
 use std::fs::{File, OpenOptions};
-use std::io::Write as _;
+use std::io::{Seek as _, SeekFrom, Write as _};
 use std::os::unix::fs::OpenOptionsExt as _;
-use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::{Receiver, Sender, channel};
 use std::time::{Duration, Instant};
 
 use crate::domain::digest::{Hasher, Sha256};
 use crate::domain::recording::FrameKind;
 use crate::evidence::files::EvidenceDir;
+use crate::net::files::sync_dir;
 use crate::protocol::transcript::{MAGIC, MAX_PAYLOAD, encode};
 use crate::store::Unavailable;
 use crate::store::evidence::Recording;
 
 const PART: &str = "the recorder";
-const SYNC_EVERY: Duration = Duration::from_millis(25);
+/// Frames of this long share a sync.
+const GATHER: Duration = Duration::from_millis(15);
 
 /// Begins recordings and keeps them synced.
 pub struct Recorder {
     dir: EvidenceDir,
-    dirty: Sender<File>,
+    dirty: Sender<Written>,
+}
+
+/// A file with frames that are not synced.
+struct Written {
+    file: File,
+    dirty: Arc<AtomicBool>,
+    /// Whether its name is new in the directory.
+    created: bool,
 }
 
 impl Recorder {
     /// A recorder under `dir`, with its syncer.
     pub fn new(dir: EvidenceDir) -> Self {
         let (dirty, files) = channel();
+        let recordings = dir.recordings();
         std::thread::Builder::new()
             .name("recording-sync".into())
-            .spawn(move || sync_loop(&files))
+            .spawn(move || sync_loop(&files, &recordings))
             .expect("a thread can be started, or the service cannot run");
         Self { dir, dirty }
     }
@@ -45,25 +59,36 @@ impl Recorder {
         file.write_all(MAGIC).map_err(|e| Unavailable::new(PART, e))?;
         let mut digest = Hasher::default();
         digest.update(MAGIC);
-        Ok(Box::new(OpenRecording { file, digest, began: Instant::now(), dirty: self.dirty.clone(), told: None }))
+        Ok(Box::new(OpenRecording {
+            file,
+            digest,
+            length: MAGIC.len() as u64,
+            began: Instant::now(),
+            syncer: self.dirty.clone(),
+            dirty: Arc::default(),
+            created: true,
+        }))
     }
 }
 
-/// Syncs each file that was written since the last round. A failed sync ends the process: see the stage.
-fn sync_loop(files: &Receiver<File>) {
-    loop {
-        let mut round = Vec::new();
-        match files.recv_timeout(SYNC_EVERY) {
-            Ok(file) => round.push(file),
-            Err(RecvTimeoutError::Timeout) => continue,
-            Err(RecvTimeoutError::Disconnected) => return,
-        }
-        round.extend(files.try_iter());
-        for file in round {
-            if let Err(error) = file.sync_data() {
-                tracing::error!(%error, "a recording could not be synced; ending the process");
-                std::process::exit(1);
+/// Syncs, each round, the files that were written since the last. A failed sync ends the process: see the stage.
+fn sync_loop(files: &Receiver<Written>, dir: &Path) {
+    while let Ok(first) = files.recv() {
+        std::thread::sleep(GATHER);
+        let round: Vec<Written> = std::iter::once(first).chain(files.try_iter()).collect();
+        let sync = || {
+            if round.iter().any(|w| w.created) {
+                sync_dir(dir)?;
             }
+            round.iter().try_for_each(|written| {
+                // Before the sync: a frame that comes during it is told again.
+                written.dirty.store(false, Ordering::SeqCst);
+                written.file.sync_data()
+            })
+        };
+        if let Err(error) = sync() {
+            tracing::error!(%error, "a recording could not be synced; ending the process");
+            std::process::exit(1);
         }
     }
 }
@@ -71,27 +96,36 @@ fn sync_loop(files: &Receiver<File>) {
 struct OpenRecording {
     file: File,
     digest: Hasher,
+    /// Bytes of whole frames.
+    length: u64,
     began: Instant,
-    dirty: Sender<File>,
-    told: Option<Instant>,
+    syncer: Sender<Written>,
+    dirty: Arc<AtomicBool>,
+    created: bool,
 }
 
 impl OpenRecording {
     fn write(&mut self, kind: FrameKind, payload: &[u8]) -> Result<(), Unavailable> {
         let at_ms = u32::try_from(self.began.elapsed().as_millis()).unwrap_or(u32::MAX);
         let bytes = encode(kind, at_ms, payload);
-        self.file.write_all(&bytes).map_err(|e| Unavailable::new(PART, e))?;
+        if let Err(error) = self.file.write_all(&bytes) {
+            // Half a frame would hide the frames after it.
+            let _ = self.file.set_len(self.length);
+            let _ = self.file.seek(SeekFrom::Start(self.length));
+            return Err(Unavailable::new(PART, error));
+        }
+        self.length += bytes.len() as u64;
         self.digest.update(&bytes);
         Ok(())
     }
 
     fn tell_syncer(&mut self) -> Result<(), Unavailable> {
-        if self.told.is_some_and(|at| at.elapsed() < SYNC_EVERY) {
+        if self.dirty.swap(true, Ordering::SeqCst) {
             return Ok(());
         }
-        self.told = Some(Instant::now());
-        let handle = self.file.try_clone().map_err(|e| Unavailable::new(PART, e))?;
-        self.dirty.send(handle).map_err(|e| Unavailable::new(PART, e))
+        let file = self.file.try_clone().map_err(|e| Unavailable::new(PART, e))?;
+        let written = Written { file, dirty: self.dirty.clone(), created: std::mem::take(&mut self.created) };
+        self.syncer.send(written).map_err(|e| Unavailable::new(PART, e))
     }
 }
 
@@ -105,7 +139,6 @@ impl Recording for OpenRecording {
 
     fn finish(mut self: Box<Self>, how: &str) -> Result<Sha256, Unavailable> {
         self.write(FrameKind::End, how.as_bytes())?;
-        self.told = None;
         self.tell_syncer()?;
         Ok(self.digest.so_far())
     }

@@ -2,9 +2,9 @@
 
 use std::collections::BTreeMap;
 use std::path::Path;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, TrySendError, sync_channel};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
@@ -17,6 +17,7 @@ use crate::evidence::EvidenceError;
 use crate::evidence::files::EvidenceDir;
 use crate::evidence::reader::LogReader;
 use crate::evidence::recording::Recorder;
+use crate::evidence::settle::OpenExchanges;
 use crate::evidence::stage::{Stage, StagedEntry};
 use crate::evidence::tiles::TileWriter;
 use crate::net::files;
@@ -40,12 +41,16 @@ enum Message {
     Stop,
 }
 
+/// Endings that found the queue full. They wait here: each closes an exchange that is open, so they are bounded by those.
+type Spilt = Arc<Mutex<Vec<Staged>>>;
+
 /// The evidence log of one replica.
 pub struct Sequencer {
     queue: SyncSender<Message>,
     recorder: Recorder,
     dropped: Arc<AtomicU64>,
-    writer: std::sync::Mutex<Option<std::thread::JoinHandle<()>>>,
+    spilt: Spilt,
+    writer: Mutex<Option<std::thread::JoinHandle<()>>>,
 }
 
 impl Sequencer {
@@ -56,9 +61,11 @@ impl Sequencer {
         let key = open_key(&data_dir.join("keys/log.key"))?;
         let vkey = open_vkey(&dir, trust_domain, &key)?;
         let (stage, staged) = Stage::open(&dir.stage())?;
-        let tiles = recover(&dir, &vkey, staged)?;
+        let mut open = OpenExchanges::default();
+        let tiles = recover(&dir, &vkey, staged, &mut open)?;
+        let settled = open.settle(&dir, clock.now())?;
         let (queue, messages) = sync_channel(QUEUE);
-        let dropped = Arc::new(AtomicU64::new(0));
+        let (dropped, spilt) = (Arc::new(AtomicU64::new(0)), Spilt::default());
         let recorder = Recorder::new(dir.clone());
         let mut writer = Writer {
             dir,
@@ -70,12 +77,18 @@ impl Sequencer {
             published: None,
             refusals: (0, 0),
             dropped: dropped.clone(),
+            spilt: spilt.clone(),
         };
         let thread = std::thread::Builder::new()
             .name("evidence".into())
             .spawn(move || writer.run(&messages))
             .map_err(EvidenceError::io("start the writer of", data_dir))?;
-        Ok(Self { queue, recorder, dropped, writer: std::sync::Mutex::new(Some(thread)) })
+        let log = Self { queue, recorder, dropped, spilt, writer: Mutex::new(Some(thread)) };
+        if !settled.is_empty() {
+            tracing::warn!(exchanges = settled.len(), "exchanges were interrupted when the service ended");
+        }
+        settled.into_iter().for_each(|leaf| log.note(leaf));
+        Ok(log)
     }
 
     /// Publishes everything and ends the writer.
@@ -118,7 +131,12 @@ fn open_vkey(dir: &EvidenceDir, trust_domain: &str, key: &Ed25519KeyPair) -> Res
 }
 
 /// Reads the tree back: whole bundles first, then the stage. It must lead to the published checkpoint.
-fn recover(dir: &EvidenceDir, vkey: &Vkey, staged: Vec<StagedEntry>) -> Result<TileWriter, EvidenceError> {
+fn recover(
+    dir: &EvidenceDir,
+    vkey: &Vkey,
+    staged: Vec<StagedEntry>,
+    open: &mut OpenExchanges,
+) -> Result<TileWriter, EvidenceError> {
     let damaged = |what: String| EvidenceError::Damaged { path: dir.checkpoint(), what };
     let reader = LogReader::new(dir.clone());
     let mut tiles = TileWriter::new(dir.clone());
@@ -130,6 +148,7 @@ fn recover(dir: &EvidenceDir, vkey: &Vkey, staged: Vec<StagedEntry>) -> Result<T
     for bundle in 0..published.size.div_ceil(WIDTH) {
         let Ok(entries) = reader.bundle(bundle, published.size) else { break };
         for entry in entries {
+            open.see(&entry);
             tiles.push(&StagedEntry { index: tiles.size(), entry, openings: BTreeMap::new() }, false)?;
         }
     }
@@ -140,6 +159,7 @@ fn recover(dir: &EvidenceDir, vkey: &Vkey, staged: Vec<StagedEntry>) -> Result<T
         }
         let known = reader.openings(entry.index / WIDTH).contains_key(&entry.index);
         let openings = if known { BTreeMap::new() } else { entry.openings };
+        open.see(&entry.entry);
         tiles.push(&StagedEntry { openings, ..entry }, true)?;
         check_root(&tiles, &published).map_err(damaged)?;
     }
@@ -178,7 +198,8 @@ impl EvidenceLog for Sequencer {
             Err(_) if refusal => {
                 self.dropped.fetch_add(1, Ordering::Relaxed);
             }
-            Err(error) => tracing::error!(%error, "an entry could not be queued"),
+            Err(TrySendError::Full(Message::Append(staged, _))) => lock(&self.spilt).push(*staged),
+            Err(_) => tracing::error!("an entry came after the log was closed"),
         }
     }
 
@@ -193,6 +214,10 @@ impl EvidenceLog for Sequencer {
     }
 }
 
+fn lock(spilt: &Spilt) -> std::sync::MutexGuard<'_, Vec<Staged>> {
+    spilt.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
 struct Writer {
     dir: EvidenceDir,
     key: Ed25519KeyPair,
@@ -205,6 +230,7 @@ struct Writer {
     /// Second, and how many refusals it has seen.
     refusals: (u64, u64),
     dropped: Arc<AtomicU64>,
+    spilt: Spilt,
 }
 
 impl Writer {
@@ -218,6 +244,8 @@ impl Writer {
                 Err(RecvTimeoutError::Disconnected) => batch.push(Message::Stop),
             }
             batch.extend(messages.try_iter().take(BATCH));
+            let spilt = std::mem::take(&mut *lock(&self.spilt));
+            batch.splice(0..0, spilt.into_iter().map(|staged| Message::Append(Box::new(staged), None)));
             if batch.is_empty() && last_entry.elapsed() >= HEARTBEAT {
                 batch.push(Message::Append(Box::new(Staged::plain(self.clock.now(), Event::Heartbeat {})), None));
             }
@@ -340,7 +368,7 @@ impl Writer {
         let checkpoint = Checkpoint { origin: self.origin.clone(), size, root: self.tiles.root() };
         let clear = stop || self.stage.length() > CLEAR_STAGE_AT;
         if clear {
-            self.tiles.sync()?;
+            self.tiles.sync();
         }
         let path = self.dir.checkpoint();
         files::write_public(&path, checkpoint.sign(&self.key).as_bytes())

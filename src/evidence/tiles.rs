@@ -156,7 +156,7 @@ impl TileWriter {
     }
 
     /// Syncs everything written, files and directories, so that the stage may be cleared.
-    pub fn sync(&mut self) -> Result<(), EvidenceError> {
+    pub fn sync(&mut self) {
         self.unsynced.sort();
         self.unsynced.dedup();
         for path in std::mem::take(&mut self.unsynced) {
@@ -164,9 +164,12 @@ impl TileWriter {
                 File::open(&path)?.sync_all()?;
                 path.parent().map_or(Ok(()), |dir| File::open(dir)?.sync_all())
             };
-            sync().map_err(EvidenceError::io("sync", &path))?;
+            if let Err(error) = sync() {
+                // As in the stage: after a failed sync nobody knows what is on disk.
+                tracing::error!(%error, path = %path.display(), "sync failed; ending the process, the next start settles it");
+                std::process::exit(1);
+            }
         }
-        Ok(())
     }
 }
 

@@ -12,6 +12,7 @@ use crate::domain::leaf::{Admission, ApprovalChange, Completion, Event, Issuance
 use crate::domain::recording::FrameKind;
 use crate::evidence::EvidenceError;
 use crate::evidence::reader::{LogReader, ReadEntry};
+use crate::evidence::settle::CRASH;
 use crate::protocol::checkpoint::{Checkpoint, Vkey};
 use crate::protocol::dpop;
 use crate::protocol::merkle::{Frontier, leaf_hash};
@@ -110,7 +111,7 @@ pub fn verify(reader: &LogReader, anchors: &Anchors<'_>) -> Result<Report, Verif
         kept_size: kept.map(|k| k.size),
         links: chain.links,
         staged: reader.staged(checkpoint.size).len() as u64,
-        incomplete: chain.open.len() as u64 + chain.unrecorded,
+        incomplete: chain.open.len() as u64 + chain.incomplete,
     })
 }
 
@@ -192,7 +193,7 @@ struct Chain {
     proofs: HashSet<Sha256>,
     open: HashMap<String, Admission>,
     links: Links,
-    unrecorded: u64,
+    incomplete: u64,
 }
 
 impl Chain {
@@ -306,14 +307,16 @@ impl Chain {
             .open
             .remove(&completion.request_id)
             .ok_or("an exchange ended that was never admitted, or ended twice")?;
+        self.incomplete += u64::from(completion.ended == CRASH);
         if admission.spiffe_id != completion.spiffe_id {
             return Err("an exchange ended as another workload's".into());
         }
         let Some(digest) = completion.recording_sha256 else {
             return match (admission.recorded, completion.ended.as_str()) {
                 (true, "complete") => Err("a complete exchange has no digest of its recording".into()),
+                (true, CRASH) => Ok(()),
                 (true, _) => {
-                    self.unrecorded += 1;
+                    self.incomplete += 1;
                     Ok(())
                 }
                 (false, _) => Ok(()),

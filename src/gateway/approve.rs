@@ -8,12 +8,14 @@ use http::HeaderMap;
 use crate::domain::approval::{Approval, ApprovalState, Shown, may_approve};
 use crate::domain::digest::Sha256;
 use crate::domain::intent::Intent;
-use crate::domain::leaf::{ConsumedApproval, Staged};
+use crate::domain::leaf::ConsumedApproval;
 use crate::domain::refusal::{OauthError, Refusal};
+use crate::domain::revocation::Subject;
 use crate::domain::time::Timestamp;
 use crate::domain::verdict::{ApprovalRule, Decision, Verdict};
 use crate::gateway::authenticate::Caller;
 use crate::gateway::authorize;
+use crate::gateway::execution::Execution;
 use crate::gateway::headers;
 use crate::gateway::routes::{MAX_HOLD, Route, Rules};
 use crate::gateway::serve::{Gateway, Incoming};
@@ -31,6 +33,7 @@ pub const TO_CONSUME: Duration = Duration::from_mins(5);
 pub struct Permit {
     verdict: Verdict,
     consumed: Option<ConsumedApproval>,
+    execution: Option<Execution>,
 }
 
 impl Permit {
@@ -42,6 +45,11 @@ impl Permit {
     /// The approval it consumed.
     pub const fn consumed(&self) -> Option<&ConsumedApproval> {
         self.consumed.as_ref()
+    }
+
+    /// The guard of that approval's end, for whoever sees the request through.
+    pub const fn take_execution(&mut self) -> Option<Execution> {
+        self.execution.take()
     }
 }
 
@@ -65,7 +73,7 @@ impl Gateway {
     /// Permits at once, or holds for people.
     pub async fn permit(&self, asking: &Asking<'_>, verdict: Verdict) -> Result<Permit, Refusal> {
         let rule = match &verdict.decision {
-            Decision::Allow => return Ok(Permit { verdict, consumed: None }),
+            Decision::Allow => return Ok(Permit { verdict, consumed: None, execution: None }),
             Decision::AllowWithApproval(rule) => rule.clone(),
             Decision::Deny => return Err(Refusal::new(403, "policy", "policy denies this")),
         };
@@ -95,7 +103,7 @@ impl Gateway {
             ApprovalState::Pending if !expired => refuse(409, "approval-pending", "nobody has decided yet"),
             ApprovalState::Denied => refuse(403, "approval-denied", "a person denied it, which is final"),
             ApprovalState::Executing | ApprovalState::Done | ApprovalState::Failed | ApprovalState::Unknown => {
-                refuse(403, "approval-spent", "the approval was used; it is good for one request")
+                Err(spent())
             }
             ApprovalState::Expired | ApprovalState::Withdrawn | ApprovalState::Pending => {
                 refuse(403, "approval-expired", "the approval has ended; ask again")
@@ -122,13 +130,21 @@ impl Gateway {
             expires_at: now.plus(TO_APPROVE),
             decided: None,
         };
-        let taken = self.stores.approvals.step(&approval.id, &step).await?;
-        let taken = taken
-            .ok_or_else(|| Refusal::new(403, "approval-spent", "the approval was used; it is good for one request"))?;
-        self.log_approval(&taken).await?;
+        // In a task of its own: a client that goes now must not leave the approval between two states.
+        let (stores, tasks, id) = (self.stores.clone(), self.tasks.clone(), approval.id.clone());
+        let taking = self.tasks.spawn(async move {
+            let taken = stores.approvals.step(&id, &step).await?.ok_or_else(spent)?;
+            let execution = Execution::new(stores.clone(), tasks, taken.clone());
+            if let Err(error) = stores.log_approval(&taken).await {
+                execution.end(ApprovalState::Failed).await;
+                return Err(Refusal::from(error));
+            }
+            Ok((taken, execution))
+        });
+        let (taken, execution) = taking.await.map_err(|e| Refusal::unavailable("approvals", e))??;
         tracing::info!(approval = taken.id, requester = %asking.intent.principal.spiffe_id, "approval consumed");
         let consumed = Some(ConsumedApproval { id: taken.id, request_sha256: taken.request_sha256 });
-        Ok(Permit { verdict, consumed })
+        Ok(Permit { verdict, consumed, execution: Some(execution) })
     }
 
     /// The approver's right counts when the approval is used, too.
@@ -136,7 +152,8 @@ impl Gateway {
         let void = || Refusal::new(403, "approval-expired", "the approver may not approve this any more; ask again");
         let id = approval.decided_by.as_deref().ok_or_else(void)?;
         let person = self.stores.people.by_id(id).ok_or_else(void)?;
-        let stopped = self.revoked.borrow().stops(&person_subject(&person.id, &person.groups, approval), now).is_some();
+        let stopped =
+            self.revoked.borrow().stops(&Subject::approver(approval, &person.id, person.groups.clone()), now).is_some();
         if stopped || may_approve(&person, approval).is_err() {
             return Err(void());
         }
@@ -168,6 +185,13 @@ impl Gateway {
                 ApprovalState::Pending => {}
                 ApprovalState::Denied => {
                     return Err(Refusal::new(403, "approval-denied", "a person denied it, which is final"));
+                }
+                ApprovalState::Withdrawn => {
+                    return Err(Refusal::new(
+                        403,
+                        "approval-expired",
+                        "the approval was withdrawn: somebody was stopped",
+                    ));
                 }
                 _ => return Err(waiting(&current, &verdict, wait.is_some())),
             }
@@ -206,7 +230,7 @@ impl Gateway {
         };
         match self.stores.approvals.ask(&new, now).await? {
             Asked::New(approval) => {
-                self.log_approval(&approval).await?;
+                self.stores.log_approval(&approval).await?;
                 metrics::counter!("popgate_approvals_asked_total").increment(1);
                 tracing::info!(approval = approval.id, requester = %approval.requester, operation = approval.shown.operation, "a request waits for approval");
                 Ok(approval)
@@ -241,24 +265,10 @@ impl Gateway {
         }
         Ok(verdict)
     }
-
-    /// Makes a change of an approval durable in the log.
-    pub async fn log_approval(&self, approval: &Approval) -> Result<(), Refusal> {
-        let person = approval.decided_by.clone().map(entropy::seal);
-        self.stores.evidence.append(Staged::approval(self.stores.clock.now(), approval, person)).await?;
-        Ok(())
-    }
 }
 
-fn person_subject(id: &str, groups: &[String], approval: &Approval) -> crate::domain::revocation::Subject {
-    crate::domain::revocation::Subject {
-        spiffe_id: approval.requester.clone(),
-        person: Some(id.to_owned()),
-        groups: groups.to_vec(),
-        serial: approval.proved_by.as_deref().and_then(|p| p.strip_prefix("certificate:")).map(ToOwned::to_owned),
-        jkt: None,
-        jti: None,
-    }
+fn spent() -> Refusal {
+    Refusal::new(403, "approval-spent", "the approval was used; it is good for one request")
 }
 
 /// Held no longer: 202 to a client that sent `Prefer`, else 403, so that no plain client takes it for done.

@@ -82,7 +82,7 @@ impl Gateway {
         };
         let (entry, subject) = self.standing(&verified, now).map_err(claimed)?;
         self.check_audience(&verified, demand).map_err(claimed)?;
-        check_certificate(peer, &verified, demand).map_err(claimed)?;
+        self.check_certificate(peer, &verified, demand, now).map_err(claimed)?;
         self.spend(&unspent, &epoch).await.map_err(claimed)?;
         metrics::histogram!("popgate_client_clock_offset_seconds")
             .record(f64::from(i32::try_from(unspent.clock_offset).unwrap_or(i32::MAX)));
@@ -143,8 +143,8 @@ impl Gateway {
         let key = jwk.and_then(|jwk| PublicKey::from_jwk(jwk).ok()).ok_or_else(|| bad_token(TokenError::UnknownKey))?;
         let claims = access_token::verify(token.expose(), &key, &self.issuer, now).map_err(bad_token)?;
         let issued = self.stores.issued.by_key(&claims.sub, claims.jkt).await?;
-        let svid_end = issued.as_ref().map_or(claims.exp, |c| c.not_after);
-        let verified = Arc::new(VerifiedToken { claims, serial: issued.map(|c| c.serial), svid_end });
+        let svid_end = issued.map_or(claims.exp, |c| c.not_after);
+        let verified = Arc::new(VerifiedToken { claims, svid_end });
         self.caches.keep_token(digest, verified.clone());
         Ok(verified)
     }
@@ -158,7 +158,7 @@ impl Gateway {
             spiffe_id: token.claims.sub.clone(),
             person: Some(entry.owner.clone()),
             groups: entry.groups.clone(),
-            serial: token.serial.clone(),
+            serial: Some(token.claims.svid_serial.clone()),
             jkt: Some(token.claims.jkt),
             jti: Some(token.claims.jti.clone()),
         };
@@ -178,6 +178,34 @@ impl Gateway {
             Ok(())
         } else {
             Err(Refusal::unauthorized(OauthError::InvalidToken, "the token is for another resource"))
+        }
+    }
+
+    /// `x5t#S256` is enforced wherever it is present (RFC 8705 §3), and demanded where the route says so. A certificate
+    /// that is on the connection must stand, whoever's token comes over it.
+    fn check_certificate(
+        &self,
+        peer: &Peer,
+        token: &VerifiedToken,
+        demand: &Demand<'_>,
+        now: Timestamp,
+    ) -> Result<(), Refusal> {
+        let refuse = |detail: &str| Err(Refusal::unauthorized(OauthError::InvalidToken, detail));
+        let svid = connection_svid(peer);
+        if let Some(svid) = &svid {
+            if svid.spiffe_id.is_reserved() {
+                return refuse("a person's or a server's certificate does not call through the gateway");
+            }
+            if self.revoked.borrow().stops(&Subject::certificate(&svid.spiffe_id, &svid.serial), now).is_some() {
+                return refuse("the certificate on the connection is revoked");
+            }
+        }
+        match (token.claims.x5t_s256, svid) {
+            (None, _) if !demand.certificate => Ok(()),
+            (None, _) => refuse("this resource demands a certificate-bound token: ask for one with its resource"),
+            (Some(_), None) => refuse("the token is bound to a certificate, and the connection has none"),
+            (Some(bound), Some(svid)) if bound == svid.sha256 => Ok(()),
+            (Some(_), Some(_)) => refuse("the token is bound to another certificate than the connection's"),
         }
     }
 
@@ -235,22 +263,6 @@ fn connection_svid(peer: &Peer) -> Option<Arc<X509Svid>> {
         Err(_) => Arc::new(()),
     });
     read.clone().downcast::<X509Svid>().ok()
-}
-
-/// `x5t#S256` is enforced wherever it is present (RFC 8705 §3), and demanded where the route says so.
-fn check_certificate(peer: &Peer, token: &VerifiedToken, demand: &Demand<'_>) -> Result<(), Refusal> {
-    let refuse = |detail: &str| Err(Refusal::unauthorized(OauthError::InvalidToken, detail));
-    let svid = connection_svid(peer);
-    if svid.as_ref().is_some_and(|s| s.spiffe_id.is_reserved()) {
-        return refuse("a person's or a server's certificate does not call through the gateway");
-    }
-    match (token.claims.x5t_s256, svid) {
-        (None, _) if !demand.certificate => Ok(()),
-        (None, _) => refuse("this resource demands a certificate-bound token: ask for one with its resource"),
-        (Some(_), None) => refuse("the token is bound to a certificate, and the connection has none"),
-        (Some(bound), Some(svid)) if bound == svid.sha256 => Ok(()),
-        (Some(_), Some(_)) => refuse("the token is bound to another certificate than the connection's"),
-    }
 }
 
 fn bad_proof(error: ProofError) -> Refusal {

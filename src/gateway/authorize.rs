@@ -1,6 +1,7 @@
 //! Caller → Intent → Verdict: which operation on which object, and what policy says.
 
 use bytes::Bytes;
+use http::{HeaderMap, header};
 use serde_json::{Map, Value, json};
 
 use crate::domain::intent::{Intent, Principal};
@@ -10,6 +11,7 @@ use crate::domain::time::Timestamp;
 use crate::domain::verdict::{Decision, Verdict};
 use crate::gateway::authenticate::Caller;
 use crate::gateway::routes::Route;
+use crate::protocol::form;
 use crate::protocol::operation::{self, Matched};
 use crate::protocol::policy::PolicyEngine;
 
@@ -23,6 +25,54 @@ pub fn classify<'a>(route: &'a Route, method: &str, path: &str, policy: &PolicyE
         }),
         ..Refusal::new(403, "unlisted", "no operation of this route has this method and path")
     })
+}
+
+/// Fields are read from a body that every reader reads alike: JSON in UTF-8, uncoded, and named as such once.
+pub fn readable(headers: &HeaderMap) -> Result<(), Refusal> {
+    let refuse = |detail: &str| Err(Refusal::new(415, "body", detail));
+    let mut types = headers.get_all(header::CONTENT_TYPE).iter();
+    let (Some(kind), None) = (types.next().and_then(|v| v.to_str().ok()), types.next()) else {
+        return refuse("policy reads this body: send it with one Content-Type, application/json");
+    };
+    let mut parts = kind.split(';').map(str::trim);
+    let essence = parts.next().unwrap_or_default().to_ascii_lowercase();
+    if essence != "application/json" && !(essence.starts_with("application/") && essence.ends_with("+json")) {
+        return refuse("policy reads this body: its Content-Type must be application/json");
+    }
+    let utf8 = |p: &str| match p.split_once('=') {
+        Some((name, value)) if name.trim().eq_ignore_ascii_case("charset") => {
+            value.trim().trim_matches('"').eq_ignore_ascii_case("utf-8")
+        }
+        _ => true,
+    };
+    if !parts.all(utf8) {
+        return refuse("policy reads this body: its charset must be utf-8");
+    }
+    let coded =
+        headers.get_all(header::CONTENT_ENCODING).iter().any(|v| !v.as_bytes().eq_ignore_ascii_case(b"identity"));
+    if coded { refuse("policy reads this body: send it without Content-Encoding") } else { Ok(()) }
+}
+
+/// Whether the body is a form.
+pub fn is_form(headers: &HeaderMap) -> bool {
+    let form = b"application/x-www-form-urlencoded";
+    headers
+        .get_all(header::CONTENT_TYPE)
+        .iter()
+        .any(|v| v.as_bytes().get(..form.len()).is_some_and(|start| start.eq_ignore_ascii_case(form)))
+}
+
+/// A form that carries an access token is refused: upstream would get it, and it may be somebody's.
+pub fn without_token(body: Option<&Bytes>) -> Result<(), Refusal> {
+    let named = |pair: &[u8]| {
+        let name = pair.split(|b| *b == b'=').next().unwrap_or_default();
+        form::decode(name).is_ok_and(|name| name.trim().eq_ignore_ascii_case("access_token"))
+    };
+    if body.is_some_and(|b| b.split(|b| *b == b'&' || *b == b';').any(named)) {
+        return Err(Refusal::new(400, "credential", "an access token in a form is never accepted")
+            .with_error(OauthError::InvalidRequest));
+    }
+    Ok(())
 }
 
 /// Builds the question. Fields of the body are read only where the operation declares them.

@@ -137,6 +137,20 @@ impl Outgoing {
     }
 }
 
+/// Upstream gave no answer.
+pub struct Unanswered {
+    /// What the client reads.
+    pub refusal: Refusal,
+    /// Whether upstream may have acted on the request.
+    pub sent: bool,
+}
+
+impl From<Refusal> for Unanswered {
+    fn from(refusal: Refusal) -> Self {
+        Self { refusal, sent: false }
+    }
+}
+
 impl Gateway {
     /// Sends the permitted request; the permit is used up.
     pub async fn forward(
@@ -145,7 +159,7 @@ impl Gateway {
         permit: Permit,
         exchange: &Exchange,
         body: Outgoing,
-    ) -> Result<Response<IncomingBody>, Refusal> {
+    ) -> Result<Response<IncomingBody>, Unanswered> {
         let upstream = &asking.route.upstream;
         let mut request = Request::new(body.recorded(exchange));
         let target = asking.request.target();
@@ -168,9 +182,13 @@ impl Gateway {
             Ok(Err(error)) => {
                 let detail =
                     format!("the protected service of route {} does not answer; it may be down", asking.route.name);
-                Err(Refusal { retry_after: Some(5), ..Refusal::new(502, "upstream", detail).because(chain(&error)) })
+                let refusal = Refusal { retry_after: Some(5), ..Refusal::new(502, "upstream", detail) };
+                Err(Unanswered { refusal: refusal.because(chain(&error)), sent: !error.is_connect() })
             }
-            Err(_) => Err(Refusal::new(504, "upstream", "the protected service did not answer in time")),
+            Err(_) => {
+                let refusal = Refusal::new(504, "upstream", "the protected service did not answer in time");
+                Err(Unanswered { refusal, sent: true })
+            }
         }
     }
 

@@ -5,6 +5,7 @@ pub mod approve;
 pub mod authenticate;
 pub mod authorize;
 pub mod config;
+pub mod execution;
 pub mod forward;
 pub mod headers;
 pub mod mask;

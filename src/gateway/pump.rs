@@ -1,7 +1,7 @@
 //! Moves a response from upstream to the client: masks, records, and cuts it when its caller is stopped.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicU8, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -10,6 +10,7 @@ use http_body_util::BodyExt as _;
 use hyper::body::{Body, Frame, Incoming};
 use tokio::sync::mpsc;
 use tokio::time::{Instant, timeout};
+use tokio_util::sync::CancellationToken;
 
 use crate::domain::revocation::Subject;
 use crate::domain::time::Timestamp;
@@ -19,6 +20,10 @@ use crate::net::body::{AnyBody, BoxError};
 use crate::protocol::masking::Masker;
 use crate::store::Stores;
 
+/// What a client's end of a stream finds when the channel closes.
+const OPEN: u8 = 0;
+const COMPLETE: u8 = 1;
+const CUT: u8 = 2;
 const AHEAD: usize = 16;
 /// How long a stream's last event has before its reset.
 const LAST_WORD: Duration = Duration::from_millis(20);
@@ -34,6 +39,7 @@ enum Cut {
     Upstream,
     Silent,
     ClientGone,
+    Drained,
 }
 
 /// What bounds a stream.
@@ -46,15 +52,17 @@ pub struct Bounds {
     pub idle: Duration,
     /// Whether the client reads server-sent events, so that it can be told why.
     pub events: bool,
+    /// Ends every stream: the service goes.
+    pub ending: CancellationToken,
 }
 
 /// Starts the pump and gives the client's end of it.
 pub fn start(upstream: Incoming, treatment: Treatment, exchange: Exchange, bounds: Bounds, stores: Stores) -> AnyBody {
     let (sender, receiver) = mpsc::channel(AHEAD);
     let exact = matches!(treatment, Treatment::Plain).then(|| upstream.size_hint().exact()).flatten();
-    let finished = Arc::new(AtomicBool::new(false));
-    tokio::spawn(run(upstream, treatment, exchange, bounds, stores, sender, finished.clone()));
-    ClientEnd { receiver, exact, ended: false, finished }.boxed_unsync()
+    let end = Arc::new(AtomicU8::new(OPEN));
+    tokio::spawn(run(upstream, treatment, exchange, bounds, stores, sender, end.clone()));
+    ClientEnd { receiver, exact, ended: false, end }.boxed_unsync()
 }
 
 async fn run(
@@ -63,17 +71,22 @@ async fn run(
     exchange: Exchange,
     bounds: Bounds,
     stores: Stores,
-    client: mpsc::Sender<Result<Frame<Bytes>, BoxError>>,
-    finished: Arc<AtomicBool>,
+    client: mpsc::Sender<Frame<Bytes>>,
+    end: Arc<AtomicU8>,
 ) {
-    let outcome = relay(&mut upstream, &mut treatment, &exchange, &bounds, &stores, &client).await;
+    // A stop counts wherever the relay waits: for upstream, or for a client that does not read.
+    let outcome = tokio::select! {
+        biased;
+        cut = stopped(&bounds, &stores, &client) => Err(cut),
+        done = relay(&mut upstream, &mut treatment, &exchange, bounds.idle, &client) => done,
+    };
     if let Treatment::Masked(masker) = &treatment {
         exchange.masked(masker.counts());
     }
     match outcome {
         Ok(()) => {
             exchange.seal("complete");
-            finished.store(true, Ordering::Release);
+            end.store(COMPLETE, Ordering::Release);
         }
         Err(cut) => {
             let name = <&str>::from(cut);
@@ -84,20 +97,41 @@ async fn run(
             }
             // Sealed before the reset goes out, so that the log knows it first.
             exchange.seal(name);
-            let _ = client.send(Err(h2::Error::from(h2::Reason::CANCEL).into())).await;
+            // What still waits for the client stays here: closing the channel wakes its end, which then fails.
+            end.store(CUT, Ordering::Release);
         }
     }
 }
 
 /// The last event of a stream that is cut.
-async fn tell(exchange: &Exchange, client: &mpsc::Sender<Result<Frame<Bytes>, BoxError>>, name: &str) {
+async fn tell(exchange: &Exchange, client: &mpsc::Sender<Frame<Bytes>>, name: &str) {
+    // A client that does not read is not told.
+    let Ok(place) = client.try_reserve() else { return };
     let event = format!(
         "event: error\ndata: {{\"type\":\"urn:popgate:problem:{name}\",\"detail\":\"the gateway ended this stream\"}}\n\n"
     );
     if exchange.response_chunk(event.as_bytes()).is_ok() {
-        let _ = timeout(Duration::from_secs(1), client.send(Ok(Frame::data(event.into())))).await;
+        place.send(Frame::data(event.into()));
         // A reset discards what HTTP/2 has queued, so the event gets a moment to leave.
         tokio::time::sleep(LAST_WORD).await;
+    }
+}
+
+/// Returns when the stream must end, and why.
+async fn stopped(bounds: &Bounds, stores: &Stores, client: &mpsc::Sender<Frame<Bytes>>) -> Cut {
+    let mut revoked = stores.revocations.watch();
+    let end = Instant::now() + bounds.until.since(stores.clock.now());
+    loop {
+        if revoked.borrow_and_update().stops(&bounds.subject, stores.clock.now()).is_some() {
+            return Cut::Revoked;
+        }
+        tokio::select! {
+            biased;
+            changed = revoked.changed() => if changed.is_err() { return Cut::Drained },
+            () = tokio::time::sleep_until(end) => return Cut::Expired,
+            () = client.closed() => return Cut::ClientGone,
+            () = bounds.ending.cancelled() => return Cut::Drained,
+        }
     }
 }
 
@@ -105,24 +139,11 @@ async fn relay(
     upstream: &mut Incoming,
     treatment: &mut Treatment,
     exchange: &Exchange,
-    bounds: &Bounds,
-    stores: &Stores,
-    client: &mpsc::Sender<Result<Frame<Bytes>, BoxError>>,
+    idle: Duration,
+    client: &mpsc::Sender<Frame<Bytes>>,
 ) -> Result<(), Cut> {
-    let mut revoked = stores.revocations.watch();
-    let end = Instant::now() + bounds.until.since(stores.clock.now());
     loop {
-        if revoked.borrow_and_update().stops(&bounds.subject, stores.clock.now()).is_some() {
-            return Err(Cut::Revoked);
-        }
-        let frame = tokio::select! {
-            biased;
-            _ = revoked.changed() => continue,
-            () = tokio::time::sleep_until(end) => return Err(Cut::Expired),
-            () = client.closed() => return Err(Cut::ClientGone),
-            frame = timeout(bounds.idle, upstream.frame()) => frame.map_err(|_| Cut::Silent)?,
-        };
-        match frame {
+        match timeout(idle, upstream.frame()).await.map_err(|_| Cut::Silent)? {
             None => break,
             Some(Err(_)) => return Err(Cut::Upstream),
             Some(Ok(frame)) => pass(frame, treatment, exchange, client).await?,
@@ -140,7 +161,7 @@ async fn pass(
     frame: Frame<Bytes>,
     treatment: &mut Treatment,
     exchange: &Exchange,
-    client: &mpsc::Sender<Result<Frame<Bytes>, BoxError>>,
+    client: &mpsc::Sender<Frame<Bytes>>,
 ) -> Result<(), Cut> {
     match frame.into_data() {
         Ok(chunk) => {
@@ -166,29 +187,25 @@ fn masked(masker: &mut Masker, chunk: &[u8]) -> Result<Bytes, Cut> {
 }
 
 /// Records, then sends: nothing reaches the client that the recording does not have.
-async fn release(
-    chunk: Bytes,
-    exchange: &Exchange,
-    client: &mpsc::Sender<Result<Frame<Bytes>, BoxError>>,
-) -> Result<(), Cut> {
+async fn release(chunk: Bytes, exchange: &Exchange, client: &mpsc::Sender<Frame<Bytes>>) -> Result<(), Cut> {
     if chunk.is_empty() {
         return Ok(());
     }
     exchange.response_chunk(&chunk).map_err(|_| Cut::Unrecorded)?;
-    client.send(Ok(Frame::data(chunk))).await.map_err(|_| Cut::ClientGone)
+    client.send(Frame::data(chunk)).await.map_err(|_| Cut::ClientGone)
 }
 
-async fn trail(trailers: HeaderMap, client: &mpsc::Sender<Result<Frame<Bytes>, BoxError>>) -> Result<(), Cut> {
-    client.send(Ok(Frame::trailers(trailers))).await.map_err(|_| Cut::ClientGone)
+async fn trail(trailers: HeaderMap, client: &mpsc::Sender<Frame<Bytes>>) -> Result<(), Cut> {
+    client.send(Frame::trailers(trailers)).await.map_err(|_| Cut::ClientGone)
 }
 
 /// The body that the client reads.
 struct ClientEnd {
-    receiver: mpsc::Receiver<Result<Frame<Bytes>, BoxError>>,
+    receiver: mpsc::Receiver<Frame<Bytes>>,
     exact: Option<u64>,
     ended: bool,
-    /// Set before the channel closes, if all went well: a pump that died does not look like an end.
-    finished: Arc<AtomicBool>,
+    /// Set before the channel closes: a pump that died does not look like an end.
+    end: Arc<AtomicU8>,
 }
 
 impl Body for ClientEnd {
@@ -199,12 +216,18 @@ impl Body for ClientEnd {
         mut self: std::pin::Pin<&mut Self>,
         cx: &mut std::task::Context<'_>,
     ) -> std::task::Poll<Option<Result<Frame<Bytes>, BoxError>>> {
-        let next = std::task::ready!(self.receiver.poll_recv(cx));
-        if next.is_none() && !self.finished.load(Ordering::Acquire) {
-            return std::task::Poll::Ready(Some(Err("the exchange was abandoned".into())));
+        if self.end.load(Ordering::Acquire) == CUT {
+            return std::task::Poll::Ready(Some(Err(h2::Error::from(h2::Reason::CANCEL).into())));
         }
-        self.ended = next.is_none();
-        std::task::Poll::Ready(next)
+        let next = std::task::ready!(self.receiver.poll_recv(cx));
+        std::task::Poll::Ready(match (next, self.end.load(Ordering::Acquire)) {
+            (Some(frame), _) => Some(Ok(frame)),
+            (None, COMPLETE) => {
+                self.ended = true;
+                None
+            }
+            (None, _) => Some(Err(h2::Error::from(h2::Reason::CANCEL).into())),
+        })
     }
 
     fn is_end_stream(&self) -> bool {

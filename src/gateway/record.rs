@@ -5,6 +5,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use http::{HeaderMap, StatusCode};
+use tokio_util::task::task_tracker::TaskTrackerToken;
 
 use crate::domain::digest::{Hasher, Opening};
 use crate::domain::leaf::{Admission, Completion, Event, Leaf, Staged};
@@ -39,6 +40,8 @@ struct Inner {
     masked: Counts,
     status: u16,
     sealed: bool,
+    /// The log stays open until this is dropped.
+    _open: TaskTrackerToken,
 }
 
 enum RequestMask {
@@ -77,6 +80,7 @@ impl Gateway {
             masked: Counts::new(),
             status: 0,
             sealed: false,
+            _open: self.tasks.token(),
         };
         let line = format!("{} {}{}", request.head.method, request.origin.as_str(), request.target());
         inner.head(FrameKind::RequestHead, line, &request.head.headers)?;

@@ -11,17 +11,19 @@ use http::request::Parts;
 use http::{Method, Request, Response, header};
 use hyper::body::Incoming as IncomingBody;
 use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
 
 use crate::domain::approval::ApprovalState;
 use crate::domain::refusal::Refusal;
 use crate::domain::revocation::RevocationSet;
 use crate::domain::verdict::{Decision, Verdict};
 use crate::gateway::answer::stamp;
-use crate::gateway::approve::{Asking, TO_APPROVE};
+use crate::gateway::approve::{Asking, Permit};
 use crate::gateway::authenticate::{Caller, Demand, Unproved};
 use crate::gateway::authorize;
 use crate::gateway::config::Access;
-use crate::gateway::forward::Outgoing;
+use crate::gateway::forward::{Outgoing, Unanswered};
 use crate::gateway::headers;
 use crate::gateway::mask;
 use crate::gateway::pump::{self, Bounds};
@@ -34,7 +36,6 @@ use crate::protocol::dpop::Window;
 use crate::protocol::htu::{CanonicalPath, Origin};
 use crate::protocol::jws::SigningKey;
 use crate::protocol::nonce::NonceKey;
-use crate::store::approvals::Step;
 use crate::store::{Stores, entropy};
 
 /// The plane's state.
@@ -63,6 +64,10 @@ pub struct Gateway {
     pub held_body: usize,
     /// How long a stream may last.
     pub stream_max: Duration,
+    /// What must end before the evidence log closes.
+    pub tasks: TaskTracker,
+    /// Cancelled when the grace of a drain is over.
+    pub ending: CancellationToken,
 }
 
 /// A request whose target has one reading.
@@ -185,7 +190,12 @@ impl Gateway {
         let method = request.head.method.as_str();
         let mut body = Outgoing::Streaming(body);
         if !matched.operation.body.is_empty() {
+            authorize::readable(&request.head.headers)?;
             body = self.held(body).await?;
+        } else if authorize::is_form(&request.head.headers) {
+            // RFC 6750 section 2.2: a token may hide in a form, and never does here.
+            body = self.held(body).await?;
+            authorize::without_token(bytes_of(&body))?;
         }
         let now = self.stores.clock.now();
         let intent = authorize::intent(caller, route, matched, bytes_of(&body), method, now)?;
@@ -204,21 +214,42 @@ impl Gateway {
         verdict: Verdict,
         body: Outgoing,
     ) -> Result<Response<AnyBody>, Refusal> {
-        let permit = self.permit(asking, verdict).await?;
-        let approval = permit.consumed().map(|c| c.id.clone());
-        let exchange = self.open(asking, &permit).await?;
-        let result = match self.forward(asking, permit, &exchange, body).await {
-            Ok(upstream) => self.answer(asking, upstream, &exchange),
-            Err(refusal) => Err(refusal),
-        };
-        if let Some(id) = approval {
-            let success = result.as_ref().is_ok_and(|r| r.status().is_success());
-            self.settle(&id, success).await?;
+        let mut permit = self.permit(asking, verdict).await?;
+        let execution = permit.take_execution();
+        let (result, state) = self.carry(asking, permit, body).await;
+        if let Some(execution) = execution {
+            execution.end(state).await;
         }
+        result
+    }
+
+    /// Opens, forwards, answers; and says what an approval of this request has come to.
+    async fn carry(
+        &self,
+        asking: &Asking<'_>,
+        permit: Permit,
+        body: Outgoing,
+    ) -> (Result<Response<AnyBody>, Refusal>, ApprovalState) {
+        let exchange = match self.open(asking, &permit).await {
+            Ok(exchange) => exchange,
+            Err(refusal) => return (Err(refusal), ApprovalState::Failed),
+        };
+        let (result, state) = match self.forward(asking, permit, &exchange, body).await {
+            Ok(upstream) => {
+                let done = upstream.status().is_success();
+                (
+                    self.answer(asking, upstream, &exchange),
+                    if done { ApprovalState::Done } else { ApprovalState::Failed },
+                )
+            }
+            Err(Unanswered { refusal, sent }) => {
+                (Err(refusal), if sent { ApprovalState::Unknown } else { ApprovalState::Failed })
+            }
+        };
         if let Err(refusal) = &result {
             exchange.seal(refusal.kind);
         }
-        result
+        (result, state)
     }
 
     fn answer(
@@ -242,21 +273,15 @@ impl Gateway {
         if asking.route.ends_with_token {
             until = until.min(token.claims.exp);
         }
-        let bounds =
-            Bounds { subject: asking.caller.subject.clone(), until, idle: asking.route.upstream.idle(), events };
+        let bounds = Bounds {
+            subject: asking.caller.subject.clone(),
+            until,
+            idle: asking.route.upstream.idle(),
+            events,
+            ending: self.ending.clone(),
+        };
         let body = pump::start(body, treatment, exchange.clone(), bounds, self.stores.clone());
         Ok(Response::from_parts(parts, body))
-    }
-
-    /// An approval that was being carried out has ended.
-    async fn settle(&self, id: &str, success: bool) -> Result<(), Refusal> {
-        let to = if success { ApprovalState::Done } else { ApprovalState::Failed };
-        let now = self.stores.clock.now();
-        let step = Step { from: ApprovalState::Executing, to, expires_at: now.plus(TO_APPROVE), decided: None };
-        match self.stores.approvals.step(id, &step).await? {
-            Some(settled) => self.log_approval(&settled).await,
-            None => Ok(()),
-        }
     }
 
     async fn held(&self, body: Outgoing) -> Result<Outgoing, Refusal> {

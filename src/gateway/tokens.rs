@@ -17,9 +17,7 @@ const MAX_HEADER: usize = 1024;
 pub struct VerifiedToken {
     /// Its claims.
     pub claims: Claims,
-    /// The workload's certificate, if it is on record.
-    pub serial: Option<String>,
-    /// That certificate's end.
+    /// End of the workload's certificate with this key; for another key, the token's own end.
     pub svid_end: Timestamp,
 }
 

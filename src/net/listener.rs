@@ -17,6 +17,7 @@ use rustls::ServerConfig;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpListener;
 use tokio::sync::{Semaphore, watch};
+use tokio::task::JoinSet;
 use tokio_rustls::TlsAcceptor;
 
 use crate::net::body::AnyBody;
@@ -95,10 +96,13 @@ pub trait Serve: Clone + Send + Sync + 'static {
 pub async fn serve<S: Serve>(listener: TcpListener, tls: Option<Arc<ServerConfig>>, service: S, mut drain: Drain) {
     let graceful = GracefulShutdown::new();
     let room = Arc::new(Semaphore::new(MAX_CONNECTIONS));
+    // Dropped with this future, so that a listener that is ended takes its connections with it.
+    let mut connections = JoinSet::new();
     loop {
         let accepted = tokio::select! {
             accepted = listener.accept() => accepted,
             () = drain.begun() => break,
+            Some(_) = connections.join_next() => continue,
         };
         let (stream, address) = match accepted {
             Ok(accepted) => accepted,
@@ -110,7 +114,7 @@ pub async fn serve<S: Serve>(listener: TcpListener, tls: Option<Arc<ServerConfig
         };
         let Ok(place) = room.clone().try_acquire_owned() else { continue };
         let (service, watcher, tls) = (service.clone(), graceful.watcher(), tls.clone());
-        tokio::spawn(async move {
+        connections.spawn(async move {
             let _ = stream.set_nodelay(true);
             match tls {
                 None => connection(stream, Peer::new(Some(address), None, None), service, watcher).await,

@@ -58,6 +58,8 @@ pub struct Claims {
     pub jkt: Jkt,
     /// The certificate that must be on the connection, where the resource demands it.
     pub x5t_s256: Option<Sha256>,
+    /// Serial of the certificate that the token was minted under, in lower-case hex: a stop of it stops the token.
+    pub svid_serial: String,
 }
 
 impl Claims {
@@ -71,6 +73,7 @@ impl Claims {
         let payload = json!({
             "iss": self.iss, "sub": self.sub, "aud": self.aud, "client_id": self.sub,
             "iat": self.iat.unix(), "exp": self.exp.unix(), "jti": self.jti, "scope": self.scope, "cnf": cnf,
+            "svid_serial": self.svid_serial,
         });
         jws::sign(&header, &payload, signer)
     }
@@ -135,5 +138,6 @@ fn read(payload: &Map<String, Value>) -> Result<Claims, TokenError> {
         scope: need("scope")?,
         jkt,
         x5t_s256,
+        svid_serial: need("svid_serial")?,
     })
 }

@@ -21,7 +21,8 @@ pub fn parse(body: &[u8]) -> Result<BTreeMap<String, Vec<String>>, FormError> {
     Ok(found)
 }
 
-fn decode(text: &[u8]) -> Result<String, FormError> {
+/// Decodes one name or value.
+pub fn decode(text: &[u8]) -> Result<String, FormError> {
     let mut out = Vec::with_capacity(text.len());
     let mut bytes = text.iter();
     while let Some(b) = bytes.next() {

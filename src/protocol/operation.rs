@@ -75,6 +75,10 @@ pub fn classify<'a>(operations: &'a [Operation], method: &str, path: &str) -> Op
 pub enum BodyError {
     #[error("the body is not strict JSON: {0}")]
     Json(json::JsonError),
+    #[error("the body is not a JSON object")]
+    NotObject,
+    #[error("the body has {found:?} where {pointer} is read: names that differ in case alone are read in two ways")]
+    CaseVariant { pointer: String, found: String },
     #[error("the body has no {pointer}, which must be of type {kind}")]
     Absent { pointer: String, kind: FieldType },
     #[error("{pointer} of the body is not of type {kind}")]
@@ -84,8 +88,12 @@ pub enum BodyError {
 /// Reads the declared fields of a body into `context.body`.
 pub fn body_fields(fields: &[BodyField], body: &[u8]) -> Result<Map<String, Value>, BodyError> {
     let document = json::parse(body).map_err(BodyError::Json)?;
+    if !document.is_object() {
+        return Err(BodyError::NotObject);
+    }
     let mut found = Map::new();
     for field in fields {
+        one_reading(&document, &field.pointer)?;
         match document.pointer(&field.pointer) {
             None if field.optional => {}
             None => return Err(BodyError::Absent { pointer: field.pointer.clone(), kind: field.kind }),
@@ -96,6 +104,28 @@ pub fn body_fields(fields: &[BodyField], body: &[u8]) -> Result<Map<String, Valu
         }
     }
     Ok(found)
+}
+
+/// Some readers take member names without regard to case: along the pointer no name may differ in case alone.
+fn one_reading(document: &Value, pointer: &str) -> Result<(), BodyError> {
+    let mut value = document;
+    for token in pointer.split('/').skip(1) {
+        let name = token.replace("~1", "/").replace("~0", "~");
+        if let Value::Object(members) = value {
+            let folded = name.to_lowercase();
+            if let Some(found) = members.keys().find(|k| **k != name && k.to_lowercase() == folded) {
+                return Err(BodyError::CaseVariant { pointer: pointer.to_owned(), found: found.clone() });
+            }
+        }
+        let next = match value {
+            Value::Object(members) => members.get(&name),
+            Value::Array(items) => name.parse().ok().and_then(|n: usize| items.get(n)),
+            _ => None,
+        };
+        let Some(next) = next else { return Ok(()) };
+        value = next;
+    }
+    Ok(())
 }
 
 fn fits(value: &Value, kind: FieldType) -> bool {
@@ -134,5 +164,17 @@ mod tests {
             assert!(matches!(read(kind, true, &body), Err(BodyError::WrongType { .. })), "{body}");
         }
         assert!(matches!(read(FieldType::Long, true, r#"{"a":{"v":1,"v":2}}"#), Err(BodyError::Json(_))));
+    }
+
+    #[test]
+    fn a_body_with_two_readings_is_refused() {
+        let read = |body: &str| body_fields(&field(FieldType::Long, true), body.as_bytes());
+        for body in [r#"{"A":{"v":1}}"#, r#"{"a":{"v":1},"A":{"v":2}}"#, r#"{"a":{"V":1}}"#, r#"{"a":{"v":1,"V":2}}"#] {
+            assert!(matches!(read(body), Err(BodyError::CaseVariant { .. })), "{body}");
+        }
+        for body in [r#"[{"a":{"v":1}}]"#, "1", "null", r#""a""#] {
+            assert_eq!(read(body), Err(BodyError::NotObject), "{body}");
+        }
+        assert_eq!(read(r#"{"b":{"V":1},"a":{"v":7}}"#).expect("one reading")["v"], 7);
     }
 }

@@ -47,7 +47,7 @@ pub trait Approvals: Send + Sync {
     async fn get(&self, id: &str) -> Result<Option<Approval>, Unavailable>;
     /// The open approval of a request.
     async fn open_by_digest(&self, digest: Sha256) -> Result<Option<Approval>, Unavailable>;
-    /// All approvals, newest first; open ones only if asked.
+    /// The newest thousand approvals, newest first; or every open one.
     async fn list(&self, open: bool) -> Result<Vec<Approval>, Unavailable>;
     /// Takes one step; none if the approval is not in `from` any more.
     async fn step(&self, id: &str, step: &Step) -> Result<Option<Approval>, Unavailable>;

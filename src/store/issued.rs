@@ -50,8 +50,8 @@ pub trait Issued: Send + Sync {
     async fn by_key(&self, spiffe_id: &SpiffeId, jkt: Jkt) -> Result<Option<IssuedCertificate>, Unavailable>;
     /// Whether the key is in a live certificate of another identity.
     async fn held_by_another(&self, jkt: Jkt, spiffe_id: &SpiffeId, now: Timestamp) -> Result<bool, Unavailable>;
-    /// Serials of an identity's certificates that have not ended.
-    async fn live_serials(&self, spiffe_id: &SpiffeId, now: Timestamp) -> Result<Vec<String>, Unavailable>;
+    /// Serials and ends of an identity's certificates that have not ended.
+    async fn live(&self, spiffe_id: &SpiffeId, now: Timestamp) -> Result<Vec<(String, Timestamp)>, Unavailable>;
     /// Claims the one renewal of a serial: one compare-and-set.
     async fn claim_renewal(&self, serial: &str, jkt: Jkt) -> Result<Renewal, Unavailable>;
 }

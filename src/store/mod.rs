@@ -18,6 +18,8 @@ mod contract;
 
 use std::sync::Arc;
 
+use crate::domain::approval::Approval;
+use crate::domain::leaf::Staged;
 use crate::domain::time::Clock;
 
 /// A store could not answer. The outcome is unknown: refuse, and let the caller try again.
@@ -66,4 +68,12 @@ pub struct Stores {
     pub keys: Arc<dyn keys::PublicKeys>,
     /// The evidence log.
     pub evidence: Arc<dyn evidence::EvidenceLog>,
+}
+
+impl Stores {
+    /// Makes an approval's present state durable in the log.
+    pub async fn log_approval(&self, approval: &Approval) -> Result<(), Unavailable> {
+        let person = approval.decided_by.clone().map(entropy::seal);
+        self.evidence.append(Staged::approval(self.clock.now(), approval, person)).await.map(drop)
+    }
 }

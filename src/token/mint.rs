@@ -67,6 +67,7 @@ pub fn claims(
         jti: entropy::random_id(),
         scope,
         jkt,
+        svid_serial: client.svid.serial.clone(),
         x5t_s256: resource.certificate.then_some(client.svid.sha256),
     }
 }

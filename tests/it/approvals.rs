@@ -146,3 +146,87 @@ async fn what_the_approver_sees_is_masked() {
     let shown = service.admin(Method::GET, &format!("/v1/approvals/{}", id(&held)), None).await.expect("shown");
     assert_eq!(shown["body"], r#"{"if_version":3,"why":"[redacted:email] asks"}"#);
 }
+
+/// Asks until the approval has left `executing`.
+async fn settled(service: &Service, id: &str) -> String {
+    loop {
+        let shown = service.admin(Method::GET, &format!("/v1/approvals/{id}"), None).await.expect("shown");
+        match shown["state"].as_str() {
+            Some("executing" | "approved") => tokio::task::yield_now().await,
+            state => return state.expect("a state").to_owned(),
+        }
+    }
+}
+
+async fn approved(service: &Service, solver: &Client) -> String {
+    let id = id(&prune(service, solver, &[("prefer", "wait=0")], BODY).await);
+    let alice = service.person("alice").await;
+    alice.call(Method::POST, &format!("/v1/approvals/{id}"), Some(&json!({"approve": true}))).await.expect("approves");
+    id
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_approved_request_ends_in_one_state_whatever_becomes_of_it() {
+    let service = Service::start().await;
+    let solver = service.solver().await;
+    // The client goes while upstream works.
+    let id = approved(&service, &solver).await;
+    let (release, hold) = std::sync::mpsc::channel::<()>();
+    let (arrived, told) = tokio::sync::mpsc::unbounded_channel();
+    let hold = std::sync::Mutex::new(hold);
+    service.upstream.on_request(move |_| {
+        arrived.send(()).expect("sends");
+        let _ = tokio::task::block_in_place(|| hold.lock().expect("no panic").recv());
+        crate::world::respond(200, "application/json", "{}")
+    });
+    let mut told = told;
+    let (url, gone, named) = (service.url("gateway", "/v1/runs/r1/nodes/n1/prune"), solver.clone(), id.clone());
+    let call =
+        tokio::spawn(async move { gone.call("POST", &url, &[("popgate-approval", named.as_str())], BODY).await });
+    told.recv().await.expect("upstream has it");
+    call.abort();
+    assert!(call.await.expect_err("aborted").is_cancelled());
+    drop(solver);
+    assert_eq!(settled(&service, &id).await, "unknown");
+    drop(release);
+    // Upstream breaks off before it answers.
+    let solver = service.solver().await;
+    let id = approved(&service, &solver).await;
+    service.upstream.on_request(|_| std::panic::resume_unwind(Box::new("breaks off")));
+    let broken = prune(&service, &solver, &[("popgate-approval", id.as_str())], BODY).await;
+    assert_eq!((broken.status, settled(&service, &id).await.as_str()), (502, "unknown"));
+    // Upstream says no.
+    let id = approved(&service, &solver).await;
+    service.upstream.on_request(|_| crate::world::respond(409, "application/json", "{}"));
+    let refused = prune(&service, &solver, &[("popgate-approval", id.as_str())], BODY).await;
+    assert_eq!((refused.status, settled(&service, &id).await.as_str()), (409, "failed"));
+    let report = service.verify().await;
+    assert!(report.status.success(), "{}", crate::world::stdout(&report));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn stopping_the_requester_or_the_approver_withdraws_what_is_open() {
+    let service = Service::start().await;
+    let (solver, other) = (service.solver().await, service.workload("spiffe://example.org/ai/other").await);
+    let (url, waiting) = (service.url("gateway", "/v1/runs/r1/nodes/n1/prune"), solver.clone());
+    let held = tokio::spawn(async move { waiting.call("POST", &url, &[("prefer", "wait=25")], BODY).await });
+    let pending = loop {
+        let list = service.admin(Method::GET, "/v1/approvals", None).await.expect("lists");
+        if let Some(id) = list[0]["id"].as_str() {
+            break id.to_owned();
+        }
+        tokio::task::yield_now().await;
+    };
+    let decided = approved(&service, &other).await;
+    let stop = json!({"kind": "spiffe-id", "value": crate::world::SOLVER, "reason": "test"});
+    let receipt = service.admin(Method::POST, "/v1/revocations", Some(stop)).await.expect("revokes");
+    assert_eq!(receipt["withdrawn_approvals"], json!([pending]), "the requester's, and nobody else's");
+    let told = held.await.expect("runs");
+    assert_eq!((told.status, told.problem().as_str()), (403, "approval-expired"), "a held request is told at once");
+    let receipt =
+        service.admin(Method::POST, "/v1/offboard", Some(json!({"person": crate::world::ALICE}))).await.expect("stops");
+    assert_eq!(receipt["withdrawn_approvals"], json!([decided]), "the approver's");
+    let shown = service.admin(Method::GET, &format!("/v1/approvals/{decided}"), None).await.expect("shown");
+    assert_eq!(shown["state"], "withdrawn");
+    assert_eq!(service.upstream.count(), 0);
+}

@@ -3,7 +3,9 @@
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
+use bytes::Bytes;
 use http::Method;
+use http_body_util::BodyExt as _;
 use serde_json::Value;
 
 use crate::world::{ENGINE_KEY, Service, respond, run, stderr, stdout};
@@ -298,4 +300,38 @@ async fn export_names_each_actor_and_show_and_replay_find_a_request() {
     assert_eq!(run(&["audit", "replay", &id, "--data-dir", data, "--quiet"]).stdout, answer.body);
     let unknown = run(&["audit", "replay", &"0".repeat(32), "--data-dir", data]);
     assert_eq!(unknown.status.code(), Some(1));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_exchange_that_a_crash_cut_is_closed_at_the_next_start_with_what_was_recorded() {
+    let mut service = Service::start().await;
+    let solver = service.solver().await;
+    let (sender, receiver) = std::sync::mpsc::channel();
+    service.upstream.on_request(move |_| {
+        let (response, pieces) = crate::world::streaming("text/event-stream");
+        sender.send(pieces).expect("sends");
+        response
+    });
+    let answer = solver.open("GET", &service.url("gateway", "/v1/runs/r1/events"), &[], "").await;
+    let id = answer.headers()["popgate-request-id"].to_str().expect("an id").to_owned();
+    let pieces = receiver.recv().expect("opened");
+    pieces.send(Bytes::from_static(b"data: first\n\n")).expect("sends");
+    let mut body = answer.into_body();
+    let first = body.frame().await.expect("a frame").expect("whole").into_data().expect("data");
+    assert_eq!(first, "data: first\n\n");
+    service.crash_and_restart();
+    let path = service.data.join(format!("evidence/recordings/{id}.rec"));
+    let report = service.verify().await;
+    assert!(report.status.success(), "{}", stdout(&report));
+    let report: Value = serde_json::from_str(&stdout(&report)).expect("JSON");
+    let report = &report["report"];
+    assert_eq!((report["incomplete"].as_u64(), report["links"]["bytes"].as_u64()), (Some(1), Some(1)), "{report}");
+    let shown = stdout(&run(&["audit", "show", &id, "--data-dir", service.data.to_str().expect("UTF-8"), "--json"]));
+    assert!(shown.contains(r#""ended":"crash""#), "{shown}");
+    // Once more: an end is written once.
+    let mut torn = std::fs::OpenOptions::new().append(true).open(&path).expect("opens");
+    std::io::Write::write_all(&mut torn, b"x").expect("writes");
+    service.crash_and_restart();
+    let found = service.verify().await;
+    assert!(!found.status.success(), "what is added to a closed recording is found");
 }

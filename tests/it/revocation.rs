@@ -6,7 +6,7 @@ use http_body_util::BodyExt as _;
 use popgate::client::enrol;
 use serde_json::json;
 
-use crate::world::{BOB, SOLVER, Service, streaming};
+use crate::world::{ALICE, BOB, SOLVER, Service, plain_get, streaming};
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn each_kind_of_stop_refuses_requests_mints_and_renewals_and_can_be_lifted() {
@@ -102,4 +102,90 @@ async fn a_deleted_entry_ends_its_tokens_and_malformed_stops_are_refused() {
         .raw("GET", &url, &[("authorization", &format!("DPoP {}", token.expose())), ("dpop", &proof)], false)
         .await;
     assert_eq!((call.status, call.error()), (401, "invalid_token"));
+}
+
+async fn metric(service: &Service, line: &str) -> bool {
+    plain_get(&service.url("telemetry", "/metrics")).await.1.lines().any(|l| l.starts_with(line))
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_stream_whose_reader_has_stalled_is_cut_too() {
+    let service = Service::start().await;
+    let solver = service.solver().await;
+    let (sender, receiver) = std::sync::mpsc::channel();
+    service.upstream.on_request(move |_| {
+        let (response, pieces) = streaming("text/plain");
+        sender.send(pieces).expect("sends");
+        response
+    });
+    let stalled = solver.open("GET", &service.url("gateway", "/v1/runs/r1"), &[], "").await;
+    let pieces = receiver.recv().expect("opened");
+    for _ in 0..512 {
+        pieces.send(Bytes::from(vec![b'a'; 64 << 10])).expect("sends");
+    }
+    let stop = json!({"kind": "spiffe-id", "value": SOLVER, "reason": "test"});
+    service.admin(Method::POST, "/v1/revocations", Some(stop)).await.expect("revokes");
+    while !metric(&service, r#"popgate_streams_cut_total{why="revoked"} 1"#).await {
+        tokio::task::yield_now().await;
+    }
+    let rest = stalled.into_body().collect().await;
+    assert!(rest.is_err(), "the reader finds a reset, not an end");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn who_is_registered_under_a_deleted_name_inherits_neither_its_certificates_nor_its_tokens() {
+    let service = Service::start().await;
+    let solver = service.solver().await;
+    let url = service.url("gateway", "/v1/runs/r1");
+    assert_eq!(solver.get(&url).await.status, 200);
+    let unspent = service.join_token(SOLVER).await;
+    let alice = service.person("alice").await;
+    let alice_unspent = service.join_token("spiffe://example.org/popgate/person/alice").await;
+    service.admin(Method::DELETE, &format!("/v1/entries?id={SOLVER}"), None).await.expect("deletes");
+    let again = json!({"entry": [{"spiffe_id": SOLVER, "owner": BOB, "groups": ["solvers"], "operations": ["tot.*"]}]});
+    service.admin(Method::POST, "/v1/import", Some(again)).await.expect("imports");
+    let target = solver.session.target(&url).await.expect("known");
+    let mint = solver.session.mint(&target, None).await.err().expect("refused");
+    assert_eq!((mint.status(), mint.code()), (Some(401), "invalid_client"), "the old certificate");
+    let token = solver.token(&url).await;
+    let proof = solver.session.prove("GET", &url, Some(&token));
+    let headers = [("authorization", format!("DPoP {}", token.expose())), ("dpop", proof)];
+    let headers = [(headers[0].0, headers[0].1.as_str()), (headers[1].0, headers[1].1.as_str())];
+    let call = solver.raw("GET", &url, &headers, false).await;
+    assert_eq!((call.status, call.error()), (401, "invalid_token"), "the old token");
+    let joined = enrol::join(&service.addresses["identity"], &unspent).await;
+    assert_eq!(joined.err().and_then(|e| e.status()), Some(401), "the old join token");
+    assert_eq!(enrol::renew(solver.session.identity()).await.err().and_then(|e| e.status()), Some(403), "renewal");
+    assert_eq!(service.solver().await.get(&url).await.status, 200, "the new one is served");
+
+    let person = format!("/v1/people?id={}", ALICE.replace('#', "%23"));
+    service.admin(Method::DELETE, &person, None).await.expect("deletes");
+    let again = json!({"person": [{"id": ALICE, "name": "alice", "groups": ["security"], "roles": ["approver"]}]});
+    service.admin(Method::POST, "/v1/import", Some(again)).await.expect("imports");
+    let refused = alice.call(Method::GET, "/v1/approvals", None).await;
+    assert!(matches!(refused.err().and_then(|e| e.status()), Some(401 | 403)), "a deleted person's certificate");
+    let joined = enrol::join(&service.addresses["identity"], &alice_unspent).await;
+    assert_eq!(joined.err().and_then(|e| e.status()), Some(401), "a deleted person's join token");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_revoked_certificate_on_the_connection_carries_nobodys_token() {
+    let service = Service::start_with("").await;
+    let (solver, other) = (service.solver().await, service.workload("spiffe://example.org/ai/other").await);
+    let url = service.url("gateway", "/raw/x");
+    assert_eq!(other.get(&url).await.status, 200, "learns the nonce of this start");
+    let token = other.token(&url).await;
+    let send = async |certificate: bool| {
+        let proof = other.session.prove("GET", &url, Some(&token));
+        let credential = format!("DPoP {}", token.expose());
+        let over = if certificate { &solver } else { &other };
+        over.raw("GET", &url, &[("authorization", credential.as_str()), ("dpop", proof.as_str())], certificate).await
+    };
+    assert_eq!(send(true).await.status, 200, "any standing certificate may carry a token");
+    let serial = solver.session.identity().svid.serial.clone();
+    let stop = json!({"kind": "serial", "value": serial, "reason": "test"});
+    service.admin(Method::POST, "/v1/revocations", Some(stop)).await.expect("revokes");
+    let refused = send(true).await;
+    assert_eq!((refused.status, refused.error()), (401, "invalid_token"));
+    assert_eq!(send(false).await.status, 200, "the token itself stands");
 }

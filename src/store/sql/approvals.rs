@@ -76,9 +76,7 @@ impl Approvals for SqliteLedger {
 
     async fn list(&self, open: bool) -> Result<Vec<Approval>, Unavailable> {
         let query = if open {
-            sqlx::query(
-                "SELECT body FROM approval WHERE state IN ('pending', 'approved') ORDER BY created_at DESC LIMIT 1000",
-            )
+            sqlx::query("SELECT body FROM approval WHERE state IN ('pending', 'approved') ORDER BY created_at DESC")
         } else {
             sqlx::query("SELECT body FROM approval ORDER BY created_at DESC LIMIT 1000")
         };

@@ -113,13 +113,14 @@ impl Issued for SqliteLedger {
             .map_err(away)
     }
 
-    async fn live_serials(&self, spiffe_id: &SpiffeId, now: Timestamp) -> Result<Vec<String>, Unavailable> {
-        sqlx::query_scalar("SELECT serial FROM issued WHERE spiffe_id = ? AND not_after > ?")
+    async fn live(&self, spiffe_id: &SpiffeId, now: Timestamp) -> Result<Vec<(String, Timestamp)>, Unavailable> {
+        let rows = sqlx::query("SELECT serial, not_after FROM issued WHERE spiffe_id = ? AND not_after > ?")
             .bind(spiffe_id.as_str())
             .bind(to_sql(now))
             .fetch_all(&self.pool)
             .await
-            .map_err(away)
+            .map_err(away)?;
+        Ok(rows.iter().map(|row| (row.get("serial"), from_sql(row.get("not_after")))).collect())
     }
 
     async fn claim_renewal(&self, serial: &str, jkt: Jkt) -> Result<Renewal, Unavailable> {
