@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
+use arc_swap::ArcSwap;
 use serde::Serialize;
 use tokio::net::TcpListener;
 use tokio::sync::watch;
@@ -30,6 +31,7 @@ use crate::store::clock::SystemClock;
 use crate::store::redis::RedisReplayGuard;
 use crate::store::replay::{MemoryReplayGuard, ReplayGuard};
 use crate::store::sql::SqliteLedger;
+use crate::token::mint::Resource;
 
 /// Why the service does not start. Each text says what happened and what to do next.
 #[derive(Debug, thiserror::Error)]
@@ -87,6 +89,7 @@ pub struct App {
     switch: watch::Sender<bool>,
     listeners: JoinSet<()>,
     gateway: Arc<Gateway>,
+    resources: Arc<ArcSwap<Vec<Resource>>>,
     evidence: Arc<Sequencer>,
     ledger: Arc<SqliteLedger>,
     grace: Duration,
@@ -98,6 +101,12 @@ pub fn raise_open_files() -> u64 {
     use nix::sys::resource::{Resource, getrlimit, setrlimit};
     let Ok((soft, hard)) = getrlimit(Resource::RLIMIT_NOFILE) else { return 0 };
     if setrlimit(Resource::RLIMIT_NOFILE, hard, hard).is_ok() { hard } else { soft }
+}
+
+/// Makes every file of this process private to its user, unless a mode says otherwise.
+pub fn keep_files_private() {
+    use nix::sys::stat::{Mode, umask};
+    umask(Mode::S_IRWXG | Mode::S_IRWXO);
 }
 
 fn lock_data_dir(dir: &Path) -> Result<std::fs::File, StartError> {
@@ -181,8 +190,11 @@ impl App {
         let authority = Arc::new(Authority::open(&config.data_dir.join("ca"), &trust_domain, clock.now())?);
         files::write_public(&config.data_dir.join("ca.pem"), identity_server::pem(authority.root_der()).as_bytes())?;
         log_start(&stores, &authority, &ledger).await?;
-        let wiring = Wiring { config, stores: &stores, authority: &authority, addresses: &addresses };
+        let resources = Arc::default();
+        let wiring =
+            Wiring { config, stores: &stores, authority: &authority, addresses: &addresses, resources: &resources };
         let gateway = wiring.gateway().await?;
+        resources.store(Arc::new(wiring::resources(&gateway.rules.load())));
         files::write_public(&config.data_dir.join("txn-jwks.json"), gateway.txn_jwks().to_string().as_bytes())?;
         let (switch, drain) = Drain::new();
         let listeners = wiring.listen(bound, gateway.clone(), drain).await?;
@@ -191,6 +203,7 @@ impl App {
             switch,
             listeners,
             gateway,
+            resources,
             evidence,
             ledger,
             grace: config.shutdown_grace.0,
@@ -203,6 +216,7 @@ impl App {
         let origin = self.gateway.origins[0].clone();
         let rules = load_rules(config, &origin)?;
         let version = rules.policy.version().to_owned();
+        self.resources.store(Arc::new(wiring::resources(&rules)));
         self.gateway.rules.store(Arc::new(rules));
         Ok(version)
     }

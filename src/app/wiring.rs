@@ -16,7 +16,8 @@ use crate::config::{Config, ConfigError};
 use crate::console::server::{self as console_server, Console};
 use crate::domain::leaf::{Event, Staged};
 use crate::domain::time::Timestamp;
-use crate::gateway::config::ClientCertificate;
+use crate::gateway::config::{Access, ClientCertificate};
+use crate::gateway::routes::{Route, Rules};
 use crate::gateway::serve::{Gateway, GatewayService};
 use crate::gateway::tokens::Caches;
 use crate::identity::authority::Authority;
@@ -48,6 +49,8 @@ pub(super) struct Wiring<'a> {
     pub(super) stores: &'a Stores,
     pub(super) authority: &'a Arc<Authority>,
     pub(super) addresses: &'a Addresses,
+    /// What tokens can be for; a reload replaces it.
+    pub(super) resources: &'a Arc<ArcSwap<Vec<Resource>>>,
 }
 
 impl Wiring<'_> {
@@ -115,23 +118,11 @@ impl Wiring<'_> {
         let issuer = self.issuer();
         let token_url = format!("{issuer}/token");
         let token_url = Htu::parse(&token_url).map_err(|e| StartError::Origin(token_url.clone(), e))?;
-        let mut resources: Vec<Resource> = gateway
-            .rules
-            .load()
-            .routes()
-            .iter()
-            .map(|r| Resource {
-                url: r.resource.clone(),
-                certificate: r.access == crate::gateway::config::Access::ProofAndCertificate,
-            })
-            .collect();
-        // The broadest resource is the default.
-        resources.sort_by_key(|r| r.url.len());
         Ok(Arc::new(TokenPlane {
             stores: self.stores.clone(),
             issuer,
             token_url,
-            resources,
+            resources: self.resources.clone(),
             key: TokenKey::make(&*self.stores.keys, self.stores.clock.now()).await?,
             nonces: gateway.nonces.clone(),
             ttl: self.config.token.ttl.0,
@@ -251,11 +242,38 @@ impl Wiring<'_> {
     }
 }
 
+/// What tokens can be for, the broadest first: it is the default.
+pub(super) fn resources(rules: &Rules) -> Vec<Resource> {
+    let resource = |r: &Route| Resource {
+        url: r.resource.clone(),
+        certificate: r.access == Access::ProofAndCertificate,
+        operations: r.operations.iter().map(|o| o.name.clone()).collect(),
+    };
+    let mut resources: Vec<Resource> = Vec::new();
+    for route in rules.routes() {
+        let more = resource(route);
+        match resources.iter_mut().find(|r| r.url == more.url) {
+            Some(known) => {
+                known.certificate |= more.certificate;
+                known.operations.extend(more.operations);
+            }
+            None => resources.push(more),
+        }
+    }
+    resources.sort_by_key(|r| r.url.len());
+    resources
+}
+
 fn readiness(stores: &Stores) -> telemetry::Readiness {
-    let replay = stores.replay.clone();
+    let stores = stores.clone();
     Arc::new(move || {
-        let replay = replay.clone();
-        Box::pin(async move { replay.ping().await.map_err(|e| e.part.to_owned()) })
+        let stores = stores.clone();
+        Box::pin(async move {
+            let ledger = async || stores.revocations.list().await.map(drop);
+            let asked = [stores.replay.ping().await, ledger().await, stores.evidence.ping()];
+            let missing: Vec<&str> = asked.into_iter().filter_map(|r| r.err().map(|e| e.part)).collect();
+            if missing.is_empty() { Ok(()) } else { Err(missing.join(", ")) }
+        })
     })
 }
 

@@ -170,9 +170,14 @@ pub fn say(global: &Global, text: &str) {
     }
 }
 
-/// Text that a terminal shows and does not obey.
+/// Text that a terminal shows on one line and does not obey: controls are escaped, and so is what turns the writing
+/// direction or cannot be seen.
 pub fn harmless(text: &str) -> String {
-    text.chars().map(|c| if c.is_control() && c != '\n' && c != '\t' { '\u{fffd}' } else { c }).collect()
+    let hidden = |c: char| {
+        c.is_control()
+            || matches!(c, '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2060}'..='\u{2069}' | '\u{feff}')
+    };
+    text.chars().flat_map(|c| if hidden(c) { c.escape_default().collect() } else { vec![c] }).collect()
 }
 
 fn human(value: &Value, depth: usize) -> String {

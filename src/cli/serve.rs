@@ -22,6 +22,7 @@ pub async fn run(global: &Global, args: ServeArgs) -> Result<(), Failure> {
     let config = context::config(global)?;
     let level = global.log_level.clone().unwrap_or_else(|| config.telemetry.log_level.clone());
     telemetry::start_logs(if global.quiet { "error" } else { &level }, config.telemetry.log_json);
+    app::keep_files_private();
     let files = app::raise_open_files();
     tracing::info!(open_files = files, data_dir = %config.data_dir.display(), "starting");
     let (mut term, mut int, mut hup) =

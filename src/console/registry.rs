@@ -87,6 +87,19 @@ fn change(error: ChangeError) -> Refusal {
     }
 }
 
+/// RFC 1123 labels in lower case; what looks like an address is none.
+fn is_dns_name(name: &str) -> bool {
+    let label = |l: &str| {
+        !l.is_empty()
+            && l.len() <= 63
+            && !l.starts_with('-')
+            && !l.ends_with('-')
+            && l.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-')
+    };
+    let numeric = |l: &str| l.bytes().all(|b| b.is_ascii_digit()) || l.starts_with("0x");
+    name.len() <= 253 && name.split('.').all(label) && !name.rsplit('.').next().is_none_or(numeric)
+}
+
 impl Console {
     fn spiffe_id(&self, text: &str) -> Result<SpiffeId, Refusal> {
         let id: SpiffeId = text.parse().map_err(|e| bad(format!("{text:?} is not a SPIFFE ID: {e}")))?;
@@ -117,6 +130,11 @@ impl Console {
                 "svid_ttl is from {} to {}",
                 format_duration(SVID_TTL.0),
                 format_duration(SVID_TTL.1)
+            )));
+        }
+        if let Some(name) = form.dns_names.iter().find(|n| !is_dns_name(n)) {
+            return Err(bad(format!(
+                "dns name {name:?}: write a full name in lower case, without wildcard or final dot"
             )));
         }
         if let Some(name) = form.dns_names.iter().find(|n| self.server_names.contains(n)) {

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::path::Path;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, TrySendError, sync_channel};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
@@ -50,6 +50,7 @@ pub struct Sequencer {
     recorder: Recorder,
     dropped: Arc<AtomicU64>,
     spilt: Spilt,
+    failing: Arc<AtomicBool>,
     writer: Mutex<Option<std::thread::JoinHandle<()>>>,
 }
 
@@ -65,7 +66,7 @@ impl Sequencer {
         let tiles = recover(&dir, &vkey, staged, &mut open)?;
         let settled = open.settle(&dir, clock.now())?;
         let (queue, messages) = sync_channel(QUEUE);
-        let (dropped, spilt) = (Arc::new(AtomicU64::new(0)), Spilt::default());
+        let (dropped, spilt, failing) = (Arc::new(AtomicU64::new(0)), Spilt::default(), Arc::<AtomicBool>::default());
         let recorder = Recorder::new(dir.clone());
         let mut writer = Writer {
             dir,
@@ -78,12 +79,13 @@ impl Sequencer {
             refusals: (0, 0),
             dropped: dropped.clone(),
             spilt: spilt.clone(),
+            failing: failing.clone(),
         };
         let thread = std::thread::Builder::new()
             .name("evidence".into())
             .spawn(move || writer.run(&messages))
             .map_err(EvidenceError::io("start the writer of", data_dir))?;
-        let log = Self { queue, recorder, dropped, spilt, writer: Mutex::new(Some(thread)) };
+        let log = Self { queue, recorder, dropped, spilt, failing, writer: Mutex::new(Some(thread)) };
         if !settled.is_empty() {
             tracing::warn!(exchanges = settled.len(), "exchanges were interrupted when the service ended");
         }
@@ -207,6 +209,13 @@ impl EvidenceLog for Sequencer {
         self.recorder.begin(request_id)
     }
 
+    fn ping(&self) -> Result<(), Unavailable> {
+        if self.failing.load(Ordering::Relaxed) {
+            return Err(Unavailable::new(PART, "the last entries could not be written"));
+        }
+        Ok(())
+    }
+
     async fn publish(&self) -> Result<(), Unavailable> {
         let (answer, wait) = oneshot::channel();
         self.queue.try_send(Message::Publish(answer)).map_err(|e| Unavailable::new(PART, e))?;
@@ -231,6 +240,7 @@ struct Writer {
     refusals: (u64, u64),
     dropped: Arc<AtomicU64>,
     spilt: Spilt,
+    failing: Arc<AtomicBool>,
 }
 
 impl Writer {
@@ -311,7 +321,9 @@ impl Writer {
     }
 
     fn commit(&mut self, entries: &[StagedEntry], waiters: Vec<(u64, oneshot::Sender<Result<u64, Unavailable>>)>) {
-        match self.stage.append(entries) {
+        let staged = self.stage.append(entries);
+        self.failing.store(staged.is_err(), Ordering::Relaxed);
+        match staged {
             Ok(()) => {
                 for entry in entries {
                     if let Err(error) = self.tiles.push(entry, true) {

@@ -17,7 +17,7 @@ use crate::gateway::authenticate::Caller;
 use crate::gateway::authorize;
 use crate::gateway::execution::Execution;
 use crate::gateway::headers;
-use crate::gateway::routes::{MAX_HOLD, Route, Rules};
+use crate::gateway::routes::{Injected, MAX_HOLD, Route, Rules};
 use crate::gateway::serve::{Gateway, Incoming};
 use crate::protocol::canonical::CanonicalRequest;
 use crate::protocol::masking;
@@ -67,6 +67,8 @@ pub struct Asking<'a> {
     pub request: &'a Incoming,
     /// Its whole body, where it was read.
     pub body: Option<&'a Bytes>,
+    /// The upstream's own credential, where the route injects one.
+    pub injected: Option<&'a Injected>,
 }
 
 impl Gateway {
@@ -168,13 +170,13 @@ impl Gateway {
         digest: Sha256,
     ) -> Result<Permit, Refusal> {
         let now = self.stores.clock.now();
-        if asking.caller.token.svid_end < now.plus(TO_APPROVE) {
-            tracing::debug!("the requester's certificate ends before the approval could");
-        }
         let mut changes = self.stores.approvals.changes();
         let approval = self.ask(asking, &verdict, rule, digest, now).await?;
-        let wait = prefer_wait(&asking.request.head.headers);
-        let deadline = tokio::time::Instant::now() + wait.unwrap_or_default().min(MAX_HOLD);
+        let headers = &asking.request.head.headers;
+        let (preferred, wait) = (headers.contains_key("prefer"), prefer_wait(headers));
+        // No longer than the certificate: nobody comes back with a key that has ended.
+        let life = asking.caller.token.svid_end.since(now);
+        let deadline = tokio::time::Instant::now() + wait.unwrap_or_default().min(MAX_HOLD).min(life);
         loop {
             let current = self.stores.approvals.get(&approval.id).await?.unwrap_or_else(|| approval.clone());
             match current.state {
@@ -193,10 +195,10 @@ impl Gateway {
                         "the approval was withdrawn: somebody was stopped",
                     ));
                 }
-                _ => return Err(waiting(&current, &verdict, wait.is_some())),
+                _ => return Err(waiting(&current, &verdict, preferred)),
             }
             if tokio::time::timeout_at(deadline, changes.changed()).await.is_err() {
-                return Err(waiting(&current, &verdict, wait.is_some()));
+                return Err(waiting(&current, &verdict, preferred));
             }
         }
     }
@@ -294,7 +296,9 @@ fn prefer_wait(headers: &HeaderMap) -> Option<Duration> {
     let values = headers.get_all("prefer").iter().filter_map(|v| v.to_str().ok());
     values
         .flat_map(|v| v.split([',', ';']))
-        .find_map(|p| p.trim().strip_prefix("wait=")?.trim_matches('"').parse().ok())
+        .filter_map(|p| p.split_once('='))
+        .find(|(name, _)| name.trim().eq_ignore_ascii_case("wait"))
+        .and_then(|(_, seconds)| seconds.trim().trim_matches('"').parse().ok())
         .map(Duration::from_secs)
 }
 
@@ -307,7 +311,7 @@ fn digest(asking: &Asking<'_>, verdict: &Verdict) -> Sha256 {
         method: request.head.method.as_str(),
         authority: request.origin.authority(),
         path: request.path.as_str(),
-        query: request.query(),
+        query: &request.target()[request.path.as_str().len()..],
         content_type,
         body: asking.body.map(|b| &b[..]).unwrap_or_default(),
         headers: &headers,

@@ -14,6 +14,8 @@ use hyper_rustls::HttpsConnector;
 use hyper_util::client::legacy::Client;
 use hyper_util::client::legacy::connect::HttpConnector;
 use hyper_util::rt::{TokioExecutor, TokioTimer};
+use tokio::time::Instant;
+
 use rustls::pki_types::{CertificateDer, pem::PemObject as _};
 
 use crate::domain::refusal::Refusal;
@@ -176,16 +178,15 @@ impl Gateway {
             .map_err(|_| Refusal::new(400, "path", "the path or query is malformed"))?;
         *request.headers_mut() = self.headers(asking, &permit, &target)?;
         drop(permit);
-        let sent = tokio::time::timeout(upstream.idle, upstream.client.request(request)).await;
-        match sent {
-            Ok(Ok(response)) => Ok(response),
-            Ok(Err(error)) => {
+        match patient(upstream.client.request(request), exchange, upstream.idle).await {
+            Some(Ok(response)) => Ok(response),
+            Some(Err(error)) => {
                 let detail =
                     format!("the protected service of route {} does not answer; it may be down", asking.route.name);
                 let refusal = Refusal { retry_after: Some(5), ..Refusal::new(502, "upstream", detail) };
                 Err(Unanswered { refusal: refusal.because(chain(&error)), sent: !error.is_connect() })
             }
-            Err(_) => {
+            None => {
                 let refusal = Refusal::new(504, "upstream", "the protected service did not answer in time");
                 Err(Unanswered { refusal, sent: true })
             }
@@ -235,11 +236,27 @@ impl Gateway {
         let parent =
             format!("00-{}-{}-01", parent.unwrap_or_else(|| request.id.clone()), hex::encode(entropy::random::<8>()));
         headers.insert(HeaderName::from_static("traceparent"), text(&parent)?);
-        if let Some(inject) = &asking.route.inject {
-            let (value, _) = inject.read().map_err(|e| Refusal::unavailable("the upstream's credential", e))?;
-            headers.insert(inject.header.clone(), value);
+        if let (Some(inject), Some(injected)) = (&asking.route.inject, asking.injected) {
+            headers.insert(inject.header.clone(), injected.value.clone());
         }
         Ok(headers)
+    }
+}
+
+/// Waits for an answer as long as something moves: a long upload is not silence.
+async fn patient<F: Future>(answer: F, exchange: &Exchange, idle: Duration) -> Option<F::Output> {
+    let mut answer = std::pin::pin!(answer);
+    let mut since = Instant::now();
+    loop {
+        tokio::select! {
+            answer = &mut answer => return Some(answer),
+            () = tokio::time::sleep_until(since + idle) => {}
+        }
+        let moved = exchange.last_request_chunk();
+        if moved <= since {
+            return None;
+        }
+        since = moved;
     }
 }
 

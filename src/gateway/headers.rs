@@ -102,8 +102,8 @@ pub fn towards_client(upstream: &HeaderMap, masked: bool, secret: Option<&[u8]>)
     for name in ours {
         headers.remove(name);
     }
-    if headers.get_all(header::WWW_AUTHENTICATE).iter().any(|v| v.as_bytes().to_ascii_lowercase().starts_with(b"dpop"))
-    {
+    let challenges = headers.get_all(header::WWW_AUTHENTICATE);
+    if challenges.iter().any(|v| memchr::memmem::find(&v.as_bytes().to_ascii_lowercase(), b"dpop").is_some()) {
         headers.remove(header::WWW_AUTHENTICATE);
     }
     if masked {
@@ -125,11 +125,11 @@ pub fn towards_client(upstream: &HeaderMap, masked: bool, secret: Option<&[u8]>)
 }
 
 /// The headers that an approval binds: all that upstream gets, less the volatile ones; sorted.
-pub fn bound(client: &HeaderMap) -> Vec<(String, String)> {
-    let mut bound: Vec<(String, String)> = towards_upstream(client, false)
+pub fn bound(client: &HeaderMap) -> Vec<(String, Vec<u8>)> {
+    let mut bound: Vec<(String, Vec<u8>)> = towards_upstream(client, false)
         .iter()
         .filter(|(n, _)| !VOLATILE.contains(&n.as_str()) && *n != header::CONTENT_TYPE)
-        .map(|(n, v)| (n.as_str().to_owned(), String::from_utf8_lossy(v.as_bytes()).into_owned()))
+        .map(|(n, v)| (n.as_str().to_owned(), v.as_bytes().to_vec()))
         .collect();
     bound.sort();
     bound
@@ -183,7 +183,7 @@ mod tests {
         let upstream = map(&[
             ("dpop-nonce", "n"),
             ("popgate-request-id", "forged"),
-            ("www-authenticate", "DPoP error=\"x\""),
+            ("www-authenticate", "Basic realm=\"x\", DPoP error=\"x\""),
             ("etag", "\"1\""),
             ("content-length", "5"),
             ("x-echo", "key hunter2!"),

@@ -16,51 +16,57 @@ pub enum Treatment {
     Masked(Box<Masker>),
 }
 
-/// Decides by the route's rules and the response's head.
+/// Decides by the route's rules and the response's head; `secret` is the injected credential, which must not come back.
 pub fn treatment(
     route: &Route,
     method: &Method,
     status: StatusCode,
     headers: &HeaderMap,
+    secret: Option<&[u8]>,
 ) -> Result<Treatment, Refusal> {
+    if status.is_informational() {
+        return Err(Refusal::new(502, "upstream", "the protected service switched protocols, which nobody asked for"));
+    }
     let bodiless = *method == Method::HEAD
-        || status == StatusCode::NO_CONTENT
-        || status == StatusCode::NOT_MODIFIED
-        || status.is_informational();
-    let secret = match &route.inject {
-        None => None,
-        Some(inject) => Some(inject.read().map_err(|e| Refusal::unavailable("the upstream's credential", e))?.1),
-    };
+        || matches!(status, StatusCode::NO_CONTENT | StatusCode::NOT_MODIFIED)
+        || headers.get(header::CONTENT_LENGTH).is_some_and(|v| v == "0");
     if bodiless || (route.mask.is_none() && secret.is_none()) {
         return Ok(Treatment::Plain);
     }
-    let empty = headers.get(header::CONTENT_LENGTH).is_some_and(|v| v == "0");
-    if empty {
-        return Ok(Treatment::Plain);
-    }
-    let coded =
-        headers.get_all(header::CONTENT_ENCODING).iter().any(|v| !v.as_bytes().eq_ignore_ascii_case(b"identity"));
-    if coded {
+    if is_coded(headers) {
         return Err(unreadable(Blocked::Coding));
     }
-    let Some(rules) = &route.mask else {
-        let mut rules = MaskRules::detecting(&[]);
-        rules.exact.extend(secret);
-        return Ok(Treatment::Masked(Box::new(Masker::Text(TextMasker::new(Arc::new(rules))))));
-    };
-    if status == StatusCode::PARTIAL_CONTENT {
-        return Err(unreadable(Blocked::ContentType));
-    }
-    let rules = match secret {
-        None => rules.clone(),
-        Some(secret) => {
+    let kind = headers.get(header::CONTENT_TYPE).and_then(|v| v.to_str().ok()).unwrap_or_default();
+    let partial = status == StatusCode::PARTIAL_CONTENT;
+    let masker = match (&route.mask, secret) {
+        (None, _) => Ok(credential_alone(secret, if partial { "" } else { kind })),
+        (Some(_), _) if partial => Err(Blocked::ContentType),
+        (Some(rules), None) => Masker::for_content_type(rules, kind),
+        (Some(rules), Some(secret)) => {
             let mut rules = MaskRules::clone(rules);
-            rules.exact.push(secret);
-            Arc::new(rules)
+            rules.exact.push(secret.to_vec());
+            Masker::for_content_type(&Arc::new(rules), kind)
         }
     };
-    let kind = headers.get(header::CONTENT_TYPE).and_then(|v| v.to_str().ok()).unwrap_or_default();
-    Masker::for_content_type(&rules, kind).map(|m| Treatment::Masked(Box::new(m))).map_err(unreadable)
+    masker.map(|m| Treatment::Masked(Box::new(m))).map_err(unreadable)
+}
+
+/// Looks for the injected credential alone: in the framing of the type where there is one, for a JSON string may spell
+/// it with escapes; else in the bytes.
+fn credential_alone(secret: Option<&[u8]>, kind: &str) -> Masker {
+    let mut rules = MaskRules::detecting(&[]);
+    rules.exact.extend(secret.map(<[u8]>::to_vec));
+    let rules = Arc::new(rules);
+    Masker::for_content_type(&rules, kind).unwrap_or_else(|_| Masker::Text(TextMasker::new(rules)))
+}
+
+/// Whether the body is in a coding: as content, or as a transfer coding besides the framing itself.
+fn is_coded(headers: &HeaderMap) -> bool {
+    let codings = |name, plain: &'static str| {
+        let values = headers.get_all(name).iter().map(|v| v.to_str().unwrap_or("?"));
+        values.flat_map(|v| v.split(',')).any(move |c| !c.trim().eq_ignore_ascii_case(plain))
+    };
+    codings(header::CONTENT_ENCODING, "identity") || codings(header::TRANSFER_ENCODING, "chunked")
 }
 
 /// A body that a rule must mask and cannot be read is refused, never passed.

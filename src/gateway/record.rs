@@ -5,6 +5,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use http::{HeaderMap, StatusCode};
+use tokio::time::Instant;
 use tokio_util::task::task_tracker::TaskTrackerToken;
 
 use crate::domain::digest::{Hasher, Opening};
@@ -37,6 +38,8 @@ struct Inner {
     request: (u64, Hasher),
     response: (u64, Hasher),
     upstream_bytes: u64,
+    /// When the request's body last moved.
+    moved: Instant,
     masked: Counts,
     status: u16,
     sealed: bool,
@@ -77,6 +80,7 @@ impl Gateway {
             request: (0, Hasher::default()),
             response: (0, Hasher::default()),
             upstream_bytes: 0,
+            moved: Instant::now(),
             masked: Counts::new(),
             status: 0,
             sealed: false,
@@ -152,6 +156,7 @@ impl Exchange {
     pub fn request_chunk(&self, chunk: &[u8]) -> Result<(), Unavailable> {
         let mut guard = self.lock();
         let inner = &mut *guard;
+        inner.moved = Instant::now();
         inner.request.0 += chunk.len() as u64;
         inner.request.1.update(chunk);
         let mut kept = Vec::new();
@@ -165,6 +170,11 @@ impl Exchange {
             }
         }
         inner.frame(FrameKind::RequestBody, &kept)
+    }
+
+    /// When the last piece of the request's body passed; before the first, when the exchange began.
+    pub fn last_request_chunk(&self) -> Instant {
+        self.lock().moved
     }
 
     /// The request's body has ended.

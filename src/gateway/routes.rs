@@ -5,6 +5,8 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
+use zeroize::Zeroizing;
+
 use crate::gateway::config::{Access, InjectConfig, MaskConfig, OperationConfig, RecordMode, RouteConfig};
 use crate::gateway::forward::Upstream;
 use crate::net::files;
@@ -67,14 +69,25 @@ pub struct Inject {
 }
 
 impl Inject {
-    /// The credential now: the header's value and the bare secret.
-    pub fn read(&self) -> Result<(http::HeaderValue, Vec<u8>), files::FileError> {
-        let secret = files::read_secret(&self.file)?;
+    /// The credential now.
+    pub fn read(&self) -> Result<Injected, String> {
+        let secret = files::read_secret(&self.file).map_err(|e| e.to_string())?;
         let mut value = http::HeaderValue::from_str(&format!("{}{}", self.prefix, secret.as_str()))
-            .unwrap_or_else(|_| http::HeaderValue::from_static(""));
+            .map_err(|_| format!("{} holds bytes that no header can carry", self.file.display()))?;
+        if secret.is_empty() {
+            return Err(format!("{} is empty", self.file.display()));
+        }
         value.set_sensitive(true);
-        Ok((value, secret.as_bytes().to_vec()))
+        Ok(Injected { value, secret: Zeroizing::new(secret.as_bytes().to_vec()) })
     }
+}
+
+/// An upstream's credential, read once for one request.
+pub struct Injected {
+    /// The header's value.
+    pub value: http::HeaderValue,
+    /// The bare secret, which must not come back.
+    pub secret: Zeroizing<Vec<u8>>,
 }
 
 /// Everything that decides about requests; a reload replaces it whole.
@@ -133,7 +146,7 @@ fn check_ties(routes: &[Route]) -> Result<(), RuleError> {
             if a.name == b.name {
                 return Err(RuleError::Duplicate(a.name.clone()));
             }
-            if a.path == b.path {
+            if a.path.same_paths(&b.path) {
                 return Err(RuleError::Tie(a.name.clone(), b.name.clone()));
             }
         }

@@ -28,7 +28,7 @@ use crate::gateway::headers;
 use crate::gateway::mask;
 use crate::gateway::pump::{self, Bounds};
 use crate::gateway::record::Exchange;
-use crate::gateway::routes::{Route, Rules};
+use crate::gateway::routes::{Inject, Route, Rules};
 use crate::gateway::tokens::Caches;
 use crate::net::body::{self, AnyBody, ReadError};
 use crate::net::listener::{Peer, Serve};
@@ -204,7 +204,10 @@ impl Gateway {
             body = self.held(body).await?;
         }
         let held = bytes_of(&body).cloned();
-        let asking = Asking { rules, route, caller, intent: &intent, request, body: held.as_ref() };
+        let injected = route.inject.as_ref().map(Inject::read).transpose();
+        let injected = injected.map_err(|e| Refusal::unavailable("the upstream's credential", e))?;
+        let (held, injected) = (held.as_ref(), injected.as_ref());
+        let asking = Asking { rules, route, caller, intent: &intent, request, body: held, injected };
         self.admitted(&asking, verdict, body).await
     }
 
@@ -259,12 +262,13 @@ impl Gateway {
         exchange: &Exchange,
     ) -> Result<Response<AnyBody>, Refusal> {
         let (mut parts, body) = upstream.into_parts();
-        let treatment = mask::treatment(asking.route, &asking.request.head.method, parts.status, &parts.headers)?;
+        let secret = asking.injected.map(|i| i.secret.as_slice());
+        let method = &asking.request.head.method;
+        let treatment = mask::treatment(asking.route, method, parts.status, &parts.headers, secret)?;
         let events =
             parts.headers.get(header::CONTENT_TYPE).is_some_and(|v| v.as_bytes().starts_with(b"text/event-stream"));
-        let masked = asking.route.mask.is_some() || asking.route.inject.is_some();
-        let secret = asking.route.inject.as_ref().and_then(|i| i.read().ok()).map(|(_, secret)| secret);
-        parts.headers = headers::towards_client(&parts.headers, masked, secret.as_deref());
+        let masked = asking.route.mask.is_some() || secret.is_some();
+        parts.headers = headers::towards_client(&parts.headers, masked, secret);
         parts.version = http::Version::HTTP_11;
         parts.extensions.clear();
         exchange.response_head(parts.status, &parts.headers)?;
@@ -292,6 +296,7 @@ impl Gateway {
                 Err(e @ ReadError::TooLong(_)) => {
                     Err(Refusal::new(413, "body", format!("{e}, and a rule must read all of it")))
                 }
+                Err(e @ ReadError::Slow(_)) => Err(Refusal::new(408, "body", e.to_string())),
                 Err(e @ ReadError::Broken) => Err(Refusal::new(400, "body", e.to_string())),
             },
         }

@@ -19,10 +19,11 @@ impl Gateway {
     pub async fn own(&self, peer: &Peer, request: &Incoming) -> Option<Result<Response<AnyBody>, Unproved>> {
         let path = request.path.as_str();
         if let Some(resource) = path.strip_prefix(METADATA) {
-            return Some(self.metadata(resource).map_err(Into::into));
+            return Some(read_only(request).and_then(|()| self.metadata(resource)).map_err(Into::into));
         }
         if path == "/.well-known/txn-jwks.json" {
-            return Some(Ok(answer(StatusCode::OK, &self.txn_jwks())));
+            let document = read_only(request).map(|()| answer(StatusCode::OK, &self.txn_jwks()));
+            return Some(document.map_err(Into::into));
         }
         if let Some(id) = path.strip_prefix(APPROVALS) {
             return Some(self.own_approval(peer, request, id).await);
@@ -34,10 +35,9 @@ impl Gateway {
     fn metadata(&self, path: &str) -> Result<Response<AnyBody>, Refusal> {
         let rules = self.rules.load();
         let wanted = format!("{}{path}", self.origins[0].as_str());
-        let found = rules
-            .routes()
-            .iter()
-            .find(|r| r.resource == wanted || (path.is_empty() && r.resource.starts_with(self.origins[0].as_str())));
+        let found = rules.routes().iter().find(|r| {
+            r.resource == wanted || (path.is_empty() && r.resource.strip_suffix('/') == Some(wanted.as_str()))
+        });
         let route = found.ok_or_else(not_found)?;
         let scopes: Vec<&str> = route.operations.iter().map(|o| o.name.as_str()).collect();
         Ok(answer(
@@ -90,9 +90,18 @@ impl Gateway {
     pub fn metadata_url(&self, path: &str) -> String {
         let origin = self.origins[0].as_str();
         let rules = self.rules.load();
-        let resource = rules.route(path).and_then(|r| r.resource.strip_prefix(origin).map(ToOwned::to_owned));
+        // A path without a route is told like the broadest resource: who proves itself learns that there is nothing.
+        let route = rules.route(path).or_else(|| rules.routes().iter().min_by_key(|r| r.resource.len()));
+        let resource = route.and_then(|r| r.resource.strip_prefix(origin).map(ToOwned::to_owned));
         format!("{origin}{METADATA}{}", resource.unwrap_or_default())
     }
+}
+
+fn read_only(request: &Incoming) -> Result<(), Refusal> {
+    if matches!(request.head.method, Method::GET | Method::HEAD) {
+        return Ok(());
+    }
+    Err(Refusal::new(405, "method", "this document is read with GET"))
 }
 
 fn not_found() -> Refusal {

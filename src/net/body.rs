@@ -1,5 +1,7 @@
 //! Body types and reading to a limit.
 
+use std::time::Duration;
+
 use bytes::Bytes;
 use http_body_util::combinators::UnsyncBoxBody;
 use http_body_util::{BodyExt as _, Full, Limited};
@@ -22,15 +24,23 @@ pub enum ReadError {
     TooLong(usize),
     #[error("the body broke off")]
     Broken,
+    #[error("the body did not come within {0} s")]
+    Slow(u64),
 }
 
-/// Reads a body whole, up to `limit` bytes.
+/// How long a body that is read whole may take.
+const PATIENCE: Duration = Duration::from_secs(30);
+
+/// Reads a body whole, up to `limit` bytes, within half a minute.
 pub async fn read<B>(body: B, limit: usize) -> Result<Bytes, ReadError>
 where
     B: Body<Data = Bytes>,
     B::Error: Into<BoxError>,
 {
-    match Limited::new(body, limit).collect().await {
+    let Ok(read) = tokio::time::timeout(PATIENCE, Limited::new(body, limit).collect()).await else {
+        return Err(ReadError::Slow(PATIENCE.as_secs()));
+    };
+    match read {
         Ok(collected) => Ok(collected.to_bytes()),
         Err(e) if e.is::<http_body_util::LengthLimitError>() => Err(ReadError::TooLong(limit)),
         Err(_) => Err(ReadError::Broken),

@@ -1,8 +1,8 @@
 //! Files that hold secrets, and files that must be whole or absent.
 
-use std::fs::{self, DirBuilder, File, OpenOptions};
+use std::fs::{self, DirBuilder, File, OpenOptions, Permissions};
 use std::io::{self, Read as _, Write as _};
-use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
+use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
 
 use zeroize::Zeroizing;
@@ -56,6 +56,8 @@ fn write_whole(path: &Path, bytes: &[u8], mode: u32) -> Result<(), FileError> {
     let beside = PathBuf::from(beside);
     let write = || {
         let mut file = OpenOptions::new().write(true).create(true).truncate(true).mode(mode).open(&beside)?;
+        // The process's umask takes from the mode above, and the mode here is meant exactly.
+        file.set_permissions(Permissions::from_mode(mode))?;
         file.write_all(bytes)?;
         file.sync_all()?;
         fs::rename(&beside, path)?;

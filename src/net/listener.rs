@@ -117,7 +117,7 @@ pub async fn serve<S: Serve>(listener: TcpListener, tls: Option<Arc<ServerConfig
         connections.spawn(async move {
             let _ = stream.set_nodelay(true);
             match tls {
-                None => connection(stream, Peer::new(Some(address), None, None), service, watcher).await,
+                None => connection(stream, false, Peer::new(Some(address), None, None), service, watcher).await,
                 Some(tls) => secured(stream, address, tls, service, watcher).await,
             }
             drop(place);
@@ -137,7 +137,8 @@ async fn secured<S: Serve>(
     match tokio::time::timeout(HANDSHAKE, TlsAcceptor::from(tls).accept(stream)).await {
         Ok(Ok(stream)) => {
             let leaf = stream.get_ref().1.peer_certificates().and_then(<[_]>::first).map(|c| Arc::from(c.as_ref()));
-            connection(stream, Peer::new(Some(address), leaf, None), service, watcher).await;
+            let http2 = stream.get_ref().1.alpn_protocol() == Some(b"h2");
+            connection(stream, http2, Peer::new(Some(address), leaf, None), service, watcher).await;
         }
         Ok(Err(error)) => {
             metrics::counter!("popgate_tls_handshakes_failed_total").increment(1);
@@ -147,9 +148,11 @@ async fn secured<S: Serve>(
     }
 }
 
-/// Serves one connection, whatever carries it.
+/// Serves one connection, whatever carries it. The protocol is known before: waiting to recognise it would wait without
+/// a limit.
 pub async fn connection<S: Serve>(
     stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    http2: bool,
     peer: Peer,
     service: S,
     watcher: Watcher,
@@ -167,6 +170,7 @@ pub async fn connection<S: Serve>(
         .max_concurrent_streams(256)
         .max_header_list_size(MAX_HEADER_LIST)
         .keep_alive_interval(Some(Duration::from_secs(30)));
+    let builder = if http2 { builder.http2_only() } else { builder.http1_only() };
     let serving = builder.serve_connection(TokioIo::new(stream), answer).into_owned();
     if let Err(error) = watcher.watch(serving).await {
         tracing::debug!(%error, "connection ended");

@@ -52,7 +52,7 @@ pub async fn serve<S: Serve>(listener: UnixListener, service: S, mut drain: Drai
             continue;
         };
         let peer = Peer::new(None, None, Some(uid));
-        tokio::spawn(connection(stream, peer, service.clone(), graceful.watcher()));
+        tokio::spawn(connection(stream, false, peer, service.clone(), graceful.watcher()));
     }
     drop(listener);
     graceful.shutdown().await;

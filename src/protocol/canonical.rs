@@ -12,14 +12,14 @@ pub struct CanonicalRequest<'a> {
     pub authority: &'a str,
     /// Canonical path.
     pub path: &'a str,
-    /// Query, as sent.
+    /// Query as sent, with its question mark; empty if absent.
     pub query: &'a str,
     /// Content type, as sent; empty if absent.
     pub content_type: &'a str,
     /// The whole body.
     pub body: &'a [u8],
     /// Further headers that the upstream acts on, lower-case names, sorted.
-    pub headers: &'a [(String, String)],
+    pub headers: &'a [(String, Vec<u8>)],
     /// Who asks.
     pub principal: &'a SpiffeId,
     /// With which key.
@@ -51,7 +51,7 @@ impl CanonicalRequest<'_> {
         parts.push(&body.0);
         for (name, value) in self.headers {
             parts.push(name.as_bytes());
-            parts.push(value.as_bytes());
+            parts.push(value);
         }
         let mut framed = b"popgate canonical request v1\n".to_vec();
         for part in parts {
@@ -89,7 +89,8 @@ mod tests {
             ("method", |r| r.method = "PUT"),
             ("authority", |r| r.authority = "gw.example:1"),
             ("path", |r| r.path = "/v1/y"),
-            ("query", |r| r.query = "a=1"),
+            ("query", |r| r.query = "?a=1"),
+            ("an empty query", |r| r.query = "?"),
             ("content type", |r| r.content_type = "text/plain"),
             ("body", |r| r.body = b"{ }"),
             ("jkt", |r| r.jkt = Jkt([2; 32])),
@@ -102,7 +103,7 @@ mod tests {
             assert_ne!(changed.digest(), base().digest(), "{name}");
         }
         assert_ne!(CanonicalRequest { principal: &other, ..base() }.digest(), base().digest());
-        let headers = [("x-mode".to_owned(), "dry".to_owned())];
+        let headers = [("x-mode".to_owned(), b"dry".to_vec())];
         assert_ne!(CanonicalRequest { headers: &headers, ..base() }.digest(), base().digest());
     }
 

@@ -70,6 +70,13 @@ impl Template {
         parts.next().is_none().then_some(found)
     }
 
+    /// Whether two templates match the same paths, whatever their parameters are called.
+    pub fn same_paths(&self, other: &Self) -> bool {
+        let alike =
+            |(a, b): (&Segment, &Segment)| a == b || matches!((a, b), (Segment::Parameter(_), Segment::Parameter(_)));
+        self.segments.len() == other.segments.len() && self.segments.iter().zip(&other.segments).all(alike)
+    }
+
     /// How specific it is: literal segments first, then length. Equal values at one path are a tie.
     pub fn rank(&self) -> (usize, usize, bool) {
         let literals = self.segments.iter().filter(|s| matches!(s, Segment::Literal(_))).count();

@@ -20,6 +20,8 @@ pub trait EvidenceLog: Send + Sync {
     fn note(&self, staged: Staged);
     /// Begins a recording under this name.
     fn record(&self, request_id: &str) -> Result<Box<dyn Recording>, Unavailable>;
+    /// Whether the last entries could be written.
+    fn ping(&self) -> Result<(), Unavailable>;
     /// Waits until everything appended is published under a signed checkpoint.
     async fn publish(&self) -> Result<(), Unavailable>;
 }

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use arc_swap::ArcSwap;
 use axum::body::Body;
 use axum::http::{HeaderMap, Request, header};
 
@@ -36,7 +37,7 @@ pub struct TokenPlane {
     /// The endpoint's own URL, which proofs name.
     pub token_url: Htu,
     /// What tokens can be for.
-    pub resources: Vec<Resource>,
+    pub resources: Arc<ArcSwap<Vec<Resource>>>,
     /// Signs.
     pub key: TokenKey,
     /// Makes and checks nonces.
@@ -76,8 +77,9 @@ impl TokenPlane {
         check_grant(&form)?;
         let judged = self.judge(&parts.headers).await?;
         check_key(&client, judged.unspent.jkt)?;
-        let resource = mint::resource(&self.resources, &resources)?;
-        let scope = mint::scope(&client.entry, form.get("scope").map(String::as_str))?;
+        let known = self.resources.load_full();
+        let resource = mint::resource(&known, &resources)?;
+        let scope = mint::scope(&client.entry, resource, form.get("scope").map(String::as_str))?;
         self.spend(&judged).await?;
         self.mint(&client, resource, scope, judged, request_id).await
     }

@@ -19,7 +19,7 @@ pub fn document(plane: &TokenPlane) -> Value {
         "tls_client_certificate_bound_access_tokens": true,
         "dpop_signing_alg_values_supported": Algorithm::NAMES,
         "authorization_details_types_supported": [],
-        "protected_resources": plane.resources.iter().map(|r| &r.url).collect::<Vec<_>>(),
+        "protected_resources": plane.resources.load().iter().map(|r| &r.url).collect::<Vec<_>>(),
     })
 }
 

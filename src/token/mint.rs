@@ -16,6 +16,8 @@ pub struct Resource {
     pub url: String,
     /// Whether the connection must present the certificate, so that tokens carry `x5t#S256`.
     pub certificate: bool,
+    /// Names of its operations.
+    pub operations: Vec<String>,
 }
 
 /// The resource a request names (RFC 8707), or the first one there is.
@@ -31,10 +33,18 @@ pub fn resource<'a>(resources: &'a [Resource], asked: &[String]) -> Result<&'a R
     }
 }
 
-/// The scope that is granted: what was asked, if the entry covers all of it; all of the entry's operations if nothing was asked.
-pub fn scope(entry: &Entry, asked: Option<&str>) -> Result<String, Refusal> {
+/// The scope that is granted: what was asked, if the entry covers all of it; if nothing was asked, all that the entry
+/// allows at this resource.
+pub fn scope(entry: &Entry, resource: &Resource, asked: Option<&str>) -> Result<String, Refusal> {
     let refuse = |detail: String| Refusal::new(400, "scope", detail).with_error(OauthError::InvalidScope);
-    let Some(asked) = asked.filter(|s| !s.is_empty()) else { return Ok(entry.operations.join(" ")) };
+    let Some(asked) = asked.filter(|s| !s.is_empty()) else {
+        let here = |bound: &&String| resource.operations.iter().any(|o| operation_matches(bound, o));
+        let granted: Vec<&str> = entry.operations.iter().filter(here).map(String::as_str).collect();
+        if granted.is_empty() {
+            return Err(refuse("the registration entry allows no operation of this resource".into()));
+        }
+        return Ok(granted.join(" "));
+    };
     let names: Vec<&str> = asked.split(' ').collect();
     // RFC 6749 section 3.3: scope tokens are of printable characters less `"` and `\`.
     let legal = |n: &&str| !n.is_empty() && n.bytes().all(|b| b.is_ascii_graphic() && b != b'"' && b != b'\\');
@@ -110,8 +120,16 @@ mod tests {
 
     #[test]
     fn t4_the_entry_bounds_the_scope() {
-        let tot = entry(&["tot.*", "prompt.put"]);
-        assert_eq!(scope(&tot, None).expect("all"), "tot.* prompt.put");
+        let tot = entry(&["tot.*", "prompt.put", "mail.*"]);
+        let here = Resource {
+            url: "https://gw/v1".into(),
+            certificate: false,
+            operations: ["tot.run", "tot.read", "prompt.put"].map(Into::into).to_vec(),
+        };
+        let scope = |entry: &Entry, asked| scope(entry, &here, asked);
+        assert_eq!(scope(&tot, None).expect("all of here"), "tot.* prompt.put");
+        let nothing = scope(&entry(&["mail.*"]), None).expect_err("nothing of here");
+        assert_eq!(nothing.error, Some(OauthError::InvalidScope));
         assert_eq!(scope(&tot, Some("tot.run")).expect("narrower"), "tot.run");
         assert_eq!(scope(&tot, Some("tot.*")).expect("the bound itself"), "tot.*");
         for beyond in ["admin", "*", "tot", "prompt.*", "tot.run admin", "a\"b", "tot.run  tot.read"] {
@@ -121,7 +139,7 @@ mod tests {
 
     #[test]
     fn t4_unknown_and_double_resources_are_invalid_target() {
-        let known = [Resource { url: "https://gw/v1".into(), certificate: false }];
+        let known = [Resource { url: "https://gw/v1".into(), certificate: false, operations: vec![] }];
         assert!(resource(&known, &[]).is_ok());
         assert!(resource(&known, &["https://gw/v1".into()]).is_ok());
         for asked in [

@@ -146,6 +146,11 @@ async fn a4_entries_bound_what_may_be_registered() {
         ("life too short", with("svid_ttl", "1m".into())),
         ("life too long", with("svid_ttl", "5h".into())),
         ("a server's name", with("dns_names", json!(["localhost"]))),
+        ("a wildcard name", with("dns_names", json!(["*.example.org"]))),
+        ("an address as a name", with("dns_names", json!(["127.0.0.1"]))),
+        ("a hexadecimal address", with("dns_names", json!(["0x7f000001"]))),
+        ("a name in two spellings", with("dns_names", json!(["Solver.example.org"]))),
+        ("a name with a final dot", with("dns_names", json!(["localhost."]))),
         ("unknown member", with("ownr", "x".into())),
     ] {
         let refused = service.admin(Method::POST, "/v1/entries", Some(body)).await;

@@ -65,7 +65,7 @@ async fn policy_denies_what_nothing_permits_and_names_the_reason() {
         (&solver, "PATCH", "/v1/runs/r1", "", 403, "unlisted"),
         (&solver, "DELETE", "/v1/runs/r1", "", 403, "policy"),
         (&narrow, "GET", "/v1/runs/r1", "", 403, "policy"),
-        (&solver, "POST", "/v1/runs/r1/nodes/n1/prune", "", 400, "body"),
+        (&solver, "POST", "/v1/runs/r1/nodes/n1/prune", "", 415, "body"),
         (&solver, "POST", "/v1/runs/r1/nodes/n1/prune", r#"{"if_version":"1"}"#, 400, "body"),
         (&solver, "POST", "/v1/runs/r1/nodes/n1/prune", r#"{"if_version":1,"if_version":2}"#, 400, "body"),
         (&solver, "POST", "/v1/runs/r1/nodes/n1/prune", r#"{"if_version":0}"#, 403, "policy"),
@@ -255,6 +255,9 @@ async fn resource_metadata_names_the_token_service() {
     assert_eq!(document["authorization_servers"][0], service.addresses["token"]);
     assert_eq!(document["dpop_bound_access_tokens_required"], true);
     assert_eq!(solver.raw("GET", &service.url("gateway", "/.popgate/x"), &[], false).await.status, 404);
+    let bare = service.url("gateway", "/.well-known/oauth-protected-resource");
+    assert_eq!(solver.raw("GET", &bare, &[], false).await.status, 404, "no resource has the bare origin as its URL");
+    assert_eq!(solver.raw("POST", &format!("{bare}/v1"), &[], false).await.status, 405);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -280,6 +283,26 @@ async fn sighup_replaces_the_policy_and_a_bad_file_changes_nothing() {
     until(" reloaded ").await;
     let answer = solver.get(&url).await;
     assert_eq!((answer.status, answer.json()["rule"].as_str()), (403, Some("nobody")));
+    // A new route's resource is one that tokens can be for, at once.
+    std::fs::write(&policies, "@id(\"later\") permit (principal, action == Action::\"later.get\", resource);")
+        .expect("writes");
+    let routes = service.base().join("routes.toml");
+    let later = std::fs::read_to_string(&routes).expect("reads").replace("dead", "later");
+    std::fs::write(&routes, later.replace("http://127.0.0.1:1\"", &format!("http://{}\"", service.upstream.address)))
+        .expect("writes");
+    let entry = serde_json::json!({"entry": [{"spiffe_id": crate::world::SOLVER, "owner": crate::world::BOB, "operations": ["later.*"]}]});
+    service.admin(http::Method::POST, "/v1/import", Some(entry)).await.expect("imports");
+    service.signal(Signal::SIGHUP);
+    let later = service.url("gateway", "/later/x");
+    while solver
+        .raw("GET", &format!("{}/later", service.url("gateway", "/.well-known/oauth-protected-resource")), &[], false)
+        .await
+        .status
+        == 404
+    {
+        tokio::task::yield_now().await;
+    }
+    assert_eq!(solver.get(&later).await.status, 200);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -304,6 +327,47 @@ async fn sigterm_finishes_what_is_in_flight_and_exits_0() {
     let body = response.into_body().collect().await.expect("whole").to_bytes();
     assert_eq!(body, "data: last\n\n");
     assert_eq!(tokio::task::block_in_place(|| service.wait()), Some(0));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_outlives_the_grace_is_told_cut_and_closed_in_the_log() {
+    use nix::sys::signal::Signal;
+    let mut service = Service::start().await;
+    let config = service.base().join("popgate.toml");
+    let text = std::fs::read_to_string(&config).expect("reads");
+    std::fs::write(&config, format!("shutdown_grace = \"100ms\"\n{text}")).expect("writes");
+    service.crash_and_restart();
+    let solver = service.solver().await;
+    let (sender, receiver) = std::sync::mpsc::channel();
+    service.upstream.on_request(move |seen| {
+        let (response, pieces) =
+            streaming(if seen.target.ends_with("events") { "text/event-stream" } else { "text/plain" });
+        sender.send(pieces).expect("sends");
+        response
+    });
+    let events = solver.open("GET", &service.url("gateway", "/v1/runs/r1/events"), &[], "").await;
+    let plain = solver.open("GET", &service.url("gateway", "/v1/runs/r1"), &[], "").await;
+    let pieces = [receiver.recv().expect("opened"), receiver.recv().expect("opened")];
+    service.signal(Signal::SIGTERM);
+    assert!(plain.into_body().collect().await.is_err(), "a cut is no end");
+    let mut body = events.into_body();
+    let mut told = Vec::new();
+    while let Some(Ok(frame)) = body.frame().await {
+        told.extend(frame.into_data().unwrap_or_default());
+    }
+    assert!(String::from_utf8_lossy(&told).contains("urn:popgate:problem:drained"), "a reader of events is told");
+    assert_eq!(tokio::task::block_in_place(|| service.wait()), Some(0));
+    drop(pieces);
+    let data = service.data.to_str().expect("UTF-8");
+    let report = crate::world::run(&["audit", "verify", data, "--json"]);
+    let report: serde_json::Value = serde_json::from_slice(&report.stdout).expect("JSON");
+    let report = &report["report"];
+    assert_eq!(
+        (report["links"]["decision"].as_u64(), report["links"]["bytes"].as_u64()),
+        (Some(2), Some(2)),
+        "{report}"
+    );
+    assert_eq!(report["incomplete"], 0, "each exchange has its end: {report}");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -3,6 +3,7 @@
 #![allow(clippy::pedantic, clippy::type_complexity, reason = "tests are tables and stories, read top to bottom")]
 
 mod approvals;
+mod bodies;
 mod demo;
 mod enrolment;
 mod evidence;

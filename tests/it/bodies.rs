@@ -1,0 +1,92 @@
+//! Bodies with one reading: what policy judged is what upstream gets, and no token hides in one.
+
+use http::Method;
+use http_body_util::{BodyExt as _, Full};
+use hyper_util::rt::TokioIo;
+
+use crate::world::{Service, respond};
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_body_that_policy_reads_is_json_in_utf8_and_has_one_reading() {
+    let service = Service::start().await;
+    let solver = service.solver().await;
+    let url = service.url("gateway", "/v1/runs/r1/nodes/n1/prune");
+    let kind = |value: &'static str| [("content-type", value)];
+    for (what, headers, body, status) in [
+        ("a form", kind("application/x-www-form-urlencoded").to_vec(), "if_version=3", 415),
+        ("text", kind("text/plain").to_vec(), r#"{"if_version":3}"#, 415),
+        ("UTF-16", kind("application/json; charset=utf-16").to_vec(), r#"{"if_version":3}"#, 415),
+        ("gzip", vec![("content-type", "application/json"), ("content-encoding", "gzip")], r#"{"if_version":3}"#, 415),
+        ("two types", [kind("application/json"), kind("text/plain")].concat(), r#"{"if_version":3}"#, 400),
+        ("an array", kind("application/json").to_vec(), r#"[{"if_version":3}]"#, 400),
+        ("another case", kind("application/json").to_vec(), r#"{"if_version":3,"IF_VERSION":0}"#, 400),
+        ("twice", kind("application/json").to_vec(), r#"{"if_version":3,"if_version":0}"#, 400),
+        ("trailing data", kind("application/json").to_vec(), r#"{"if_version":3}{"if_version":0}"#, 400),
+    ] {
+        let answer = solver.call("POST", &url, &headers, body).await;
+        assert_eq!(answer.status, status, "{what}: {}", answer.text());
+    }
+    let named = solver.call("POST", &url, &kind("application/json; charset=UTF-8"), r#"{"if_version":3}"#).await;
+    assert_eq!(named.problem(), "approval-required", "what is sound goes on");
+    assert_eq!(service.upstream.count(), 0);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn p11_a_token_in_a_form_is_refused_and_other_forms_pass_unchanged() {
+    let service = Service::start().await;
+    let solver = service.solver().await;
+    let url = service.url("gateway", "/raw/form");
+    let kind = [("content-type", "application/x-www-form-urlencoded; charset=utf-8")];
+    for body in ["access_token=abc", "a=1&access_token=abc", "a=1&%61ccess_token=abc", "ACCESS_TOKEN=x"] {
+        let answer = solver.call("POST", &url, &kind, body).await;
+        assert_eq!((answer.status, answer.json()["error"].as_str()), (400, Some("invalid_request")), "{body}");
+    }
+    assert_eq!(service.upstream.count(), 0);
+    let body = "a=access_token&b=%zz&access=1";
+    assert_eq!(solver.call("POST", &url, &kind, body).await.status, 200);
+    assert_eq!(service.upstream.seen()[0].body, body);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_injected_credential_is_found_in_json_however_it_is_spelt() {
+    let service = Service::start().await;
+    let solver = service.solver().await;
+    service.upstream.on_request(|seen| {
+        let key = seen.headers["x-api-key"].to_str().expect("text").trim_start_matches("Key ").to_owned();
+        let spelt: String = key.chars().map(|c| format!("\\u{:04x}", u32::from(c))).collect();
+        respond(200, "application/json", format!(r#"{{"echo":"{spelt}"}}"#))
+    });
+    let answer = solver.get(&service.url("gateway", "/raw/x")).await;
+    assert_eq!(answer.status, 200, "{}", answer.text());
+    assert!(!answer.json()["echo"].as_str().expect("text").contains(crate::world::ENGINE_KEY), "{}", answer.text());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn administration_answers_no_page_of_another_site() {
+    let service = Service::start().await;
+    let send = async |headers: &[(&str, &str)]| {
+        let stream = tokio::net::UnixStream::connect(service.data.join("admin.sock")).await.expect("connects");
+        let (mut sender, connection) =
+            hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.expect("speaks HTTP");
+        tokio::spawn(connection);
+        let mut request = http::Request::builder().method(Method::POST).uri("/v1/evidence/publish");
+        for (name, value) in headers {
+            request = request.header(*name, *value);
+        }
+        let request = request.body(Full::new(bytes::Bytes::new())).expect("builds");
+        let response = sender.send_request(request).await.expect("answers");
+        let status = response.status().as_u16();
+        response.into_body().collect().await.expect("reads");
+        status
+    };
+    assert_eq!(send(&[("host", "localhost")]).await, 200);
+    assert_eq!(send(&[("host", "localhost"), ("origin", "https://localhost")]).await, 200);
+    for headers in [
+        [("host", "localhost"), ("origin", "https://evil.example")],
+        [("host", "localhost"), ("origin", "null")],
+        [("host", "localhost"), ("sec-fetch-site", "cross-site")],
+        [("host", "localhost"), ("sec-fetch-site", "same-site")],
+    ] {
+        assert_eq!(send(&headers).await, 403, "{headers:?}");
+    }
+}
