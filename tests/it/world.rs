@@ -75,7 +75,7 @@ impl Upstream {
 
     async fn answer(&self, request: Request<Incoming>) -> Response<AnyBody> {
         let (head, body) = request.into_parts();
-        let body = body.collect().await.map(|b| b.to_bytes()).unwrap_or_default();
+        let body = body.collect().await.map(http_body_util::Collected::to_bytes).unwrap_or_default();
         let seen = Seen { method: head.method.to_string(), target: head.uri.to_string(), headers: head.headers, body };
         self.seen.lock().expect("no panic").push(seen.clone());
         let handler = self.handler.lock().expect("no panic").clone();
