@@ -157,3 +157,33 @@ fn a_breach_would_be_found() {
     let named = rooms_named("use crate::token::mint;\nlet x = crate::domain::key::Jkt([0; 32]);");
     assert_eq!(named, BTreeSet::from(["domain".to_owned(), "token".to_owned()]));
 }
+
+/// What a line of `docs/requirements.md` names as its test must be one.
+#[test]
+fn requirements_name_tests_that_exist() {
+    let text = std::fs::read_to_string("docs/requirements.md").expect("reads");
+    let mut text_of_all = String::new();
+    for dir in ["src", "tests"] {
+        for file in sources(Path::new(dir)) {
+            text_of_all += &std::fs::read_to_string(file).expect("reads");
+        }
+    }
+    let mut named = 0;
+    for span in text.split('`').skip(1).step_by(2).flat_map(expand) {
+        let Some((module, name)) = span.rsplit_once("::") else { continue };
+        if !module.starts_with("it::") && !module.ends_with("tests") && !module.ends_with("contract") {
+            continue;
+        }
+        named += 1;
+        assert!(text_of_all.contains(&format!("fn {name}(")), "no test is called {span}");
+    }
+    assert!(named > 200, "the reader of the table finds its names: {named}");
+}
+
+/// `a::{b, c}` as `a::b` and `a::c`.
+fn expand(span: &str) -> Vec<String> {
+    match span.split_once('{').and_then(|(base, rest)| Some((base, rest.strip_suffix('}')?))) {
+        Some((base, names)) => names.split(',').map(|n| format!("{base}{}", n.trim())).collect(),
+        None => vec![span.to_owned()],
+    }
+}

@@ -3,6 +3,7 @@
 use crate::domain::people::{Person, Role};
 use crate::domain::refusal::Refusal;
 use crate::domain::revocation::Subject;
+use crate::domain::spiffe_id::SpiffeId;
 use crate::net::listener::Peer;
 use crate::protocol::svid::X509Svid;
 use crate::store::Stores;
@@ -17,6 +18,8 @@ pub enum Actor {
         person: Person,
         /// Serial of the certificate.
         serial: String,
+        /// Name in the certificate.
+        spiffe_id: SpiffeId,
     },
 }
 
@@ -47,7 +50,7 @@ impl Actor {
         };
         match stores.revocations.watch().borrow().stops(&subject, stores.clock.now()) {
             Some(kind) => Err(refuse("this person or certificate is revoked").because(kind)),
-            None => Ok(Self::Person { person, serial: svid.serial }),
+            None => Ok(Self::Person { person, serial: svid.serial, spiffe_id: svid.spiffe_id }),
         }
     }
 
@@ -67,11 +70,11 @@ impl Actor {
         }
     }
 
-    /// How the log names them.
+    /// How the log names them: a person by their SPIFFE ID.
     pub fn name(&self) -> String {
         match self {
             Self::Local(uid) => format!("local:{uid}"),
-            Self::Person { person, .. } => person.id.clone(),
+            Self::Person { spiffe_id, .. } => spiffe_id.to_string(),
         }
     }
 }

@@ -49,7 +49,7 @@ impl Console {
     /// A person approves or denies. Denied is final; an approval is good for one request, for five minutes.
     pub async fn decide(&self, actor: &Actor, id: &str, form: DecideForm) -> Result<Value, Refusal> {
         actor.need(Role::Approver)?;
-        let Actor::Person { person, serial } = actor else {
+        let Actor::Person { person, serial, .. } = actor else {
             return Err(Refusal::new(403, "role", "only a person decides"));
         };
         // One decision at a time: a leaf is written only for the one that takes effect.

@@ -29,9 +29,12 @@ struct Reading {
     details: Value,
 }
 
-/// One line: `leaf` at `index` of the log `origin`, whose own ID is `service`.
-pub fn line(leaf: &Leaf, index: u64, origin: &str, trust_domain: &str) -> Value {
-    let reading = read(leaf, trust_domain);
+/// One line: `leaf` at `index` of the log `origin`; `by` is who did it, where the log's openings or its certificates tell.
+pub fn line(leaf: &Leaf, index: u64, origin: &str, trust_domain: &str, by: Option<String>) -> Value {
+    let mut reading = read(leaf, trust_domain);
+    if let Some(by) = by {
+        reading.actor = by;
+    }
     let (action, disposition) = match reading.allowed {
         Some(true) => (1, 1),
         Some(false) => (2, 2),

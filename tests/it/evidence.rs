@@ -275,6 +275,8 @@ async fn export_names_each_actor_and_show_and_replay_find_a_request() {
     let refused = solver.raw("GET", &service.url("gateway", "/v1/runs/r1"), &[], false).await;
     assert_eq!((answer.status, refused.status), (200, 401));
     let id = answer.header("popgate-request-id").to_owned();
+    let stop = serde_json::json!({"kind": "jti", "value": "none", "reason": "test"});
+    service.person("root").await.call(Method::POST, "/v1/revocations", Some(&stop)).await.expect("revokes");
     service.admin(Method::POST, "/v1/evidence/publish", None).await.expect("publishes");
     let data = service.data.to_str().expect("UTF-8");
     let exported = stdout(&run(&["audit", "export", "--data-dir", data, "--quiet"]));
@@ -296,6 +298,15 @@ async fn export_names_each_actor_and_show_and_replay_find_a_request() {
         .lines()
         .any(|l| l.contains("refused before proof") && l.contains("spiffe://example.org/popgate/gateway"));
     assert!(by_service, "an unproved request is the gateway's act");
+    let by = |what: &str, who: &str| exported.lines().any(|l| l.contains(what) && l.contains(who));
+    assert!(
+        by("create join token", &format!("/popgate/local/{}", nix::unistd::Uid::effective())),
+        "a local user's act"
+    );
+    assert!(
+        by("\"activity_name\":\"revoke\"", "\"uid\":\"spiffe://example.org/popgate/person/root\""),
+        "a person's act"
+    );
     let shown = stdout(&run(&["audit", "show", &id, "--data-dir", data, "--json"]));
     let shown: Value = serde_json::from_str(&shown).expect("JSON");
     assert_eq!(shown["exchange"]["response_body"], answer.text());
