@@ -1,5 +1,6 @@
 //! What the whole data path costs beside a bare TLS proxy on the same parts: token, proof, policy, replay claim, evidence,
-//! mask and recording, in processes of their own, over real sockets, in one run.
+//! mask and recording, in processes of their own, over real sockets, in one run. The same without the recording tells what
+//! its files cost on this file system.
 //!
 //! Criterion times one request after the other. The last lines count the CPU time that each process spent a request, with
 //! several in flight. `POPGATE_BENCH_REQUESTS` sets how many.
@@ -143,8 +144,8 @@ struct Proved {
 }
 
 impl Proved {
-    async fn start(service: &Service) -> Self {
-        let (solver, url) = (service.solver().await, service.url("gateway", "/v1/runs/r1"));
+    async fn start(service: &Service, path: &str) -> Self {
+        let (solver, url) = (service.solver().await, service.url("gateway", path));
         assert_eq!(solver.get(&url).await.status, 200, "learns the nonce");
         let root = CertificateDer::from_pem_file(service.data.join("ca.pem")).expect("a root");
         let http = HttpClient::new(tls::web_client(&[root.to_vec()]).expect("a client"));
@@ -176,7 +177,8 @@ fn measure(check: bool) {
     let page = serde_json::json!({"notes": vec![NOTE; 14]}).to_string();
     service.upstream.on_request(move |_| respond(200, "application/json", page.clone()));
     let bare = Bare::start(&service.upstream.address);
-    let proved = runtime.block_on(Proved::start(&service));
+    let proved = runtime.block_on(Proved::start(&service, "/v1/runs/r1"));
+    let unrecorded = runtime.block_on(Proved::start(&service, "/off/runs/r1"));
 
     let mut criterion = Criterion::default().configure_from_args();
     let mut group = criterion.benchmark_group("one request");
@@ -187,24 +189,26 @@ fn measure(check: bool) {
             BatchSize::PerIteration,
         );
     });
-    group.bench_function("popgate, enforced", |b| {
-        b.iter_batched(
-            || proved.request(),
-            |request| runtime.block_on(send(proved.http.clone(), request)),
-            BatchSize::PerIteration,
-        );
-    });
+    for (name, client) in [("popgate, enforced", &proved), ("popgate, enforced, not recorded", &unrecorded)] {
+        group.bench_function(name, |b| {
+            b.iter_batched(
+                || client.request(),
+                |request| runtime.block_on(send(client.http.clone(), request)),
+                BatchSize::PerIteration,
+            );
+        });
+    }
     group.finish();
 
     let wanted = std::env::var("POPGATE_BENCH_REQUESTS").ok().and_then(|n| n.parse().ok());
     let requests = wanted.unwrap_or(if check { 64 } else { 8000 });
     let bare_cost = cost(&runtime, bare.child.id(), requests, &bare.http, || get(&bare.url));
     let pid = u32::try_from(service.pid()).expect("a pid");
-    let gate_cost = cost(&runtime, pid, requests, &proved.http, || proved.request());
-    println!(
-        "CPU a request, {requests} requests, {IN_FLIGHT} in flight: bare {bare_cost:.0} us, enforced {gate_cost:.0} us, ratio {:.1}",
-        gate_cost / bare_cost.max(1.0)
-    );
+    println!("CPU a request, {requests} requests, {IN_FLIGHT} in flight: bare {bare_cost:.0} us");
+    for (name, client) in [("enforced", &proved), ("enforced, not recorded", &unrecorded)] {
+        let cost = cost(&runtime, pid, requests, &client.http, || client.request());
+        println!("{name}: {cost:.0} us, ratio {:.1}", cost / bare_cost.max(1.0));
+    }
 }
 
 /// Microseconds of CPU that a process spends on each of `requests` requests.

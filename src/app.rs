@@ -20,7 +20,6 @@ use crate::evidence::sequence::Sequencer;
 use crate::gateway::routes::{RuleSources, Rules};
 use crate::gateway::serve::Gateway;
 use crate::identity::authority::Authority;
-use crate::identity::server as identity_server;
 use crate::net::files;
 use crate::net::listener::{self, Drain};
 use crate::net::tls;
@@ -60,6 +59,8 @@ pub enum StartError {
     Tls(#[from] tls::TlsError),
     #[error(transparent)]
     File(#[from] files::FileError),
+    #[error("token.issuer {0:?}: {1}")]
+    Issuer(String, crate::protocol::htu::UriError),
     #[error("gateway.origins {0:?}: {1}")]
     Origin(String, crate::protocol::htu::UriError),
 }
@@ -188,7 +189,7 @@ impl App {
             evidence: evidence.clone(),
         };
         let authority = Arc::new(Authority::open(&config.data_dir.join("ca"), &trust_domain, clock.now())?);
-        files::write_public(&config.data_dir.join("ca.pem"), identity_server::pem(authority.root_der()).as_bytes())?;
+        files::write_public(&config.data_dir.join("ca.pem"), files::pem(authority.root_der()).as_bytes())?;
         log_start(&stores, &authority, &ledger).await?;
         let resources = Arc::default();
         let wiring =
@@ -294,11 +295,23 @@ fn load_rules(config: &Config, origin: &Origin) -> Result<Rules, StartError> {
     })?)
 }
 
-/// Checks everything that can be checked without starting; gives the warnings.
-pub fn check(config: &Config) -> Result<Vec<String>, StartError> {
+fn configured_rules(config: &Config) -> Result<Rules, StartError> {
     let origin =
         config.gateway.origins.first().cloned().unwrap_or_else(|| format!("https://{}", config.gateway.listen));
     let origin = Origin::parse(&origin).map_err(|e| StartError::Origin(origin.clone(), e))?;
-    load_rules(config, &origin)?;
+    load_rules(config, &origin)
+}
+
+/// The Cedar schema that the configured routes make.
+pub fn schema(config: &Config) -> Result<String, StartError> {
+    Ok(configured_rules(config)?.policy.schema_text().to_owned())
+}
+
+/// Checks everything that can be checked without starting; gives the warnings.
+pub fn check(config: &Config) -> Result<Vec<String>, StartError> {
+    configured_rules(config)?;
+    if let Some(issuer) = &config.token.issuer {
+        Origin::parse(issuer).map_err(|e| StartError::Issuer(issuer.clone(), e))?;
+    }
     Ok(crate::protocol::policy::warnings(&config.policies()?))
 }

@@ -35,6 +35,9 @@ pub enum ConfigError {
     Value(String),
 }
 
+/// What `telemetry.log_level` may be.
+const LOG_LEVELS: [&str; 5] = ["error", "warn", "info", "debug", "trace"];
+
 /// The whole configuration.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
@@ -183,6 +186,13 @@ impl Config {
         if self.token.ttl.0 < Duration::from_secs(10) || self.token.ttl.0 > Duration::from_hours(1) {
             return Err(ConfigError::Value("token.ttl is from 10s to 1h".into()));
         }
+        if !LOG_LEVELS.contains(&self.telemetry.log_level.as_str()) {
+            return Err(ConfigError::Value(format!(
+                "telemetry.log_level {:?} is not one of: {}",
+                self.telemetry.log_level,
+                LOG_LEVELS.join(", ")
+            )));
+        }
         if self.replay.store == ReplayStore::Redis && self.replay.redis_url_file.is_none() {
             return Err(ConfigError::Value(
                 "replay.store is redis, so replay.redis_url_file must name a file with its URL".into(),
@@ -277,8 +287,7 @@ fn merge(into: &mut Table, more: Table) {
 
 /// `POPGATE_GATEWAY__LISTEN` sets `gateway.listen`.
 fn overlay(table: &mut Table, env: &BTreeMap<String, String>) -> Result<(), ConfigError> {
-    const NOT_KEYS: [&str; 5] =
-        ["POPGATE_CONFIG", "POPGATE_JOIN_TOKEN", "POPGATE_SERVER", "POPGATE_TEST_REDIS_URL", "POPGATE_DATA_DIR"];
+    const NOT_KEYS: [&str; 4] = ["POPGATE_CONFIG", "POPGATE_JOIN_TOKEN", "POPGATE_SERVER", "POPGATE_TEST_REDIS_URL"];
     for (name, text) in env.iter().filter(|(n, _)| n.starts_with("POPGATE_") && !NOT_KEYS.contains(&n.as_str())) {
         let path: Vec<String> = name["POPGATE_".len()..].split("__").map(str::to_lowercase).collect();
         let Some((last, parents)) = path.split_last() else { continue };
@@ -371,11 +380,12 @@ mod tests {
     fn the_environment_goes_over_the_file() {
         let config = load(
             &[("popgate.toml", "[token]\nttl = \"1m\"\n")],
-            &[("POPGATE_TOKEN__TTL", "2m"), ("POPGATE_LIMITS__HELD_BODY", "7")],
+            &[("POPGATE_TOKEN__TTL", "2m"), ("POPGATE_LIMITS__HELD_BODY", "7"), ("POPGATE_DATA_DIR", "elsewhere")],
         );
         let config = config.expect("reads");
         assert_eq!(config.token.ttl.0, Duration::from_mins(2));
         assert_eq!(config.limits.held_body, 7);
+        assert!(config.data_dir.ends_with("elsewhere"));
         assert!(load(&[("popgate.toml", "")], &[("POPGATE_TOKEN__TTLL", "2m")]).expect_err("refused").contains("ttl"));
     }
 
@@ -387,6 +397,7 @@ mod tests {
             "trust_domain = \"Ex ample\"",
             "[replay]\nstore = \"redis\"",
             "[policy]\nmode = \"shadow\"",
+            "[telemetry]\nlog_level = \"loud\"",
         ] {
             assert!(load(&[("popgate.toml", text)], &[]).is_err(), "{text}");
         }

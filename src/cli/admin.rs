@@ -109,6 +109,7 @@ pub enum ApprovalCommand {
         after_help = "Example: popgate approval approve ID --identity alice --reason 'checked with the run owner'"
     )]
     Approve {
+        /// The id that `approval list` shows
         id: String,
         /// Why
         #[arg(long, default_value = "")]
@@ -116,6 +117,7 @@ pub enum ApprovalCommand {
     },
     /// Refuse it, for good
     Deny {
+        /// The id that `approval list` shows
         id: String,
         /// Why
         #[arg(long, default_value = "")]

@@ -134,7 +134,9 @@ fn line(entry: &ReadEntry) -> String {
         "what",
         "action",
     ];
-    let facts: Vec<String> = facts.iter().filter_map(|n| Some(format!("{n}={}", text(n)?))).collect();
+    // What has an opening is shown by it, not by its commitment.
+    let facts = facts.iter().filter(|n| !entry.openings.contains_key(**n));
+    let facts: Vec<String> = facts.filter_map(|n| Some(format!("{n}={}", text(n)?))).collect();
     let opened = entry.opened().filter(|(n, _)| *n != "proof").map(|(n, v)| format!("{n}={v}"));
     let all: Vec<String> = facts.into_iter().chain(opened).collect();
     context::harmless(&format!(

@@ -13,6 +13,9 @@ pub enum ConfigCommand {
     /// Errors with file, line and column; warnings about policies
     #[command(after_help = "Example: popgate config check --config config/popgate.toml")]
     Check,
+    /// The Cedar schema that the routes make, for editors and `cedar validate`
+    #[command(after_help = "Example: popgate config schema > config/schema.cedarschema")]
+    Schema,
     /// Effective values
     #[command(after_help = "Example: popgate config show --origin")]
     Show {
@@ -30,6 +33,10 @@ pub fn run(global: &Global, command: &ConfigCommand) -> Result<(), Failure> {
                 context::say(global, &format!("warning: {warning}"));
             }
             context::say(global, &format!("{}: sound", path.display()));
+            Ok(())
+        }
+        ConfigCommand::Schema => {
+            context::out(&app::schema(&config)?);
             Ok(())
         }
         ConfigCommand::Show { origin } => {

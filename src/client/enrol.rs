@@ -6,7 +6,6 @@ use base64::Engine as _;
 use base64::prelude::BASE64_STANDARD;
 use bytes::Bytes;
 use http::{Method, Request, Response, header};
-use rcgen::{CertificateParams, DistinguishedName};
 use rustls::pki_types::CertificateDer;
 use serde_json::{Value, json};
 
@@ -31,7 +30,7 @@ pub async fn join(server: &str, token: &JoinToken) -> Result<Identity, ClientErr
     };
     let http = HttpClient::new(tls::client(trust, None)?);
     let key = P256Key::generate();
-    let body = json!({"method": "join_token", "join_token": token.expose().as_str(), "csr": BASE64_STANDARD.encode(csr(&key)?)});
+    let body = json!({"method": "join_token", "join_token": token.expose().as_str(), "csr": csr(&key)?});
     let response = post(&http, &format!("{server}/v1/attest"), &body).await?;
     certified(key, response, &format!("{server}/v1/attest"))
 }
@@ -41,7 +40,7 @@ pub async fn renew(identity: &Identity) -> Result<Identity, ClientError> {
     let http = HttpClient::new(identity.tls(true)?);
     let key = P256Key::generate();
     let url = format!("{}/v1/renew", identity.servers.identity);
-    let response = post(&http, &url, &json!({"csr": BASE64_STANDARD.encode(csr(&key)?)})).await?;
+    let response = post(&http, &url, &json!({"csr": csr(&key)?})).await?;
     certified(key, response, &url)
 }
 
@@ -54,13 +53,9 @@ fn pinned(presented: &[CertificateDer<'_>], pin: Sha256) -> Vec<Vec<u8>> {
         .collect()
 }
 
-fn csr(key: &P256Key) -> Result<Vec<u8>, ClientError> {
-    let mut params = CertificateParams::default();
-    params.distinguished_name = DistinguishedName::new();
-    let csr = params
-        .serialize_request(&key.rcgen())
-        .map_err(|e| ClientError::Input(format!("the CSR cannot be made: {e}")))?;
-    Ok(csr.der().to_vec())
+fn csr(key: &P256Key) -> Result<String, ClientError> {
+    let der = key.csr().map_err(|e| ClientError::Input(format!("the CSR cannot be made: {e}")))?;
+    Ok(BASE64_STANDARD.encode(der))
 }
 
 async fn post(http: &HttpClient, url: &str, body: &Value) -> Result<Response<Bytes>, ClientError> {

@@ -84,7 +84,7 @@ impl Identity {
     /// Writes `svid.pem`, `key.pem` (0600), `bundle.pem` and `popgate.json`.
     pub fn save(&self, dir: &Path) -> Result<(), ClientError> {
         files::private_dir(dir)?;
-        let pem = |ders: &[Vec<u8>]| ders.iter().map(|d| pem(d)).collect::<String>();
+        let pem = |ders: &[Vec<u8>]| ders.iter().map(|d| files::pem(d)).collect::<String>();
         let servers = serde_json::to_string_pretty(&self.servers).expect("four strings");
         self.key.write(&dir.join("key.pem"))?;
         files::write_public(&dir.join("svid.pem"), pem(&self.chain).as_bytes())?;
@@ -129,16 +129,4 @@ pub fn server_check(trust_domain: Option<String>) -> LeafCheck {
             trust_domain.as_deref().unwrap_or("TD")
         ))
     })
-}
-
-fn pem(der: &[u8]) -> String {
-    use base64::Engine as _;
-    let encoded = base64::prelude::BASE64_STANDARD.encode(der);
-    let mut text = String::from("-----BEGIN CERTIFICATE-----\n");
-    for at in (0..encoded.len()).step_by(64) {
-        text.push_str(&encoded[at..encoded.len().min(at + 64)]);
-        text.push('\n');
-    }
-    text.push_str("-----END CERTIFICATE-----\n");
-    text
 }

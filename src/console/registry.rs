@@ -39,6 +39,8 @@ pub struct EntryForm {
     #[serde(default)]
     other_keys: bool,
     #[serde(default)]
+    nonce_required: bool,
+    #[serde(default)]
     expires_at: Option<String>,
 }
 
@@ -154,6 +156,7 @@ impl Console {
             svid_ttl: Seconds(ttl.as_secs()),
             dns_names: form.dns_names,
             other_keys: form.other_keys,
+            nonce_required: form.nonce_required,
             expires_at,
         })
     }

@@ -31,6 +31,9 @@ pub struct Entry {
     /// Whether tokens may be bound to another key than the certificate's.
     #[serde(default)]
     pub other_keys: bool,
+    /// Whether each proof of this workload needs a nonce.
+    #[serde(default)]
+    pub nonce_required: bool,
     /// After this no certificate and no token is issued.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub expires_at: Option<Timestamp>,

@@ -24,7 +24,7 @@ pub enum Decision {
 }
 
 /// A decision with its reasons.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Verdict {
     /// The answer.
     pub decision: Decision,

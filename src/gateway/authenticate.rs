@@ -81,6 +81,9 @@ impl Gateway {
             proof_sha256: Some(proof.digest()),
         };
         let (entry, subject) = self.standing(&verified, now).map_err(claimed)?;
+        if entry.nonce_required && !unspent.with_nonce {
+            return Err(claimed(bad_proof(ProofError::Nonce)));
+        }
         self.check_audience(&verified, demand).map_err(claimed)?;
         self.check_certificate(peer, &verified, demand, now).map_err(claimed)?;
         self.spend(&unspent, &epoch).await.map_err(claimed)?;

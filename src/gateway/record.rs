@@ -33,6 +33,10 @@ struct Inner {
     spiffe_id: SpiffeId,
     began: Timestamp,
     recording: Option<Box<dyn Recording>>,
+    /// Whether the exchange goes on where its recording cannot.
+    degraded: bool,
+    /// Whether the recording broke off and the exchange went on.
+    lost: bool,
     /// Masks what is recorded of the request; none: recorded as it is.
     request_mask: RequestMask,
     request: (u64, Hasher),
@@ -58,15 +62,16 @@ impl Gateway {
     /// Makes the opening leaf durable and begins the recording, before upstream is dialled.
     pub async fn open(&self, asking: &Asking<'_>, permit: &Permit) -> Result<Exchange, Refusal> {
         let request = asking.request;
-        let recording = match self.stores.evidence.record(&request.id) {
-            _ if asking.route.record == RecordMode::Off => None,
-            Ok(recording) => Some(recording),
-            Err(error) if asking.route.record == RecordMode::Degraded => {
-                tracing::error!(%error, request_id = request.id, "not recorded, and the route lets it pass");
-                metrics::counter!("popgate_unrecorded_total").increment(1);
+        let degraded = asking.route.record == RecordMode::Degraded;
+        let begin = || self.stores.evidence.record(&request.id);
+        let recording = match (asking.route.record != RecordMode::Off).then(begin) {
+            None => None,
+            Some(Ok(recording)) => Some(recording),
+            Some(Err(error)) if degraded => {
+                unrecorded(&request.id, &error);
                 None
             }
-            Err(error) => return Err(error.into()),
+            Some(Err(error)) => return Err(error.into()),
         };
         let (leaf, openings) = self.admission(asking, permit, recording.is_some());
         self.stores.evidence.append(Staged { leaf, openings }).await?;
@@ -76,6 +81,8 @@ impl Gateway {
             spiffe_id: asking.intent.principal.spiffe_id.clone(),
             began: self.stores.clock.now(),
             recording,
+            degraded,
+            lost: false,
             request_mask: request_mask(asking),
             request: (0, Hasher::default()),
             response: (0, Hasher::default()),
@@ -120,6 +127,11 @@ impl Gateway {
     }
 }
 
+fn unrecorded(request_id: &str, error: &Unavailable) {
+    tracing::error!(%error, request_id, "not recorded, and the route lets it pass");
+    metrics::counter!("popgate_unrecorded_total").increment(1);
+}
+
 fn request_mask(asking: &Asking<'_>) -> RequestMask {
     let Some(rules) = &asking.route.mask else { return RequestMask::Plain };
     let kind = asking.request.head.headers.get(http::header::CONTENT_TYPE).and_then(|v| v.to_str().ok());
@@ -131,9 +143,18 @@ fn request_mask(asking: &Asking<'_>) -> RequestMask {
 
 impl Inner {
     fn frame(&mut self, kind: FrameKind, payload: &[u8]) -> Result<(), Unavailable> {
-        match &mut self.recording {
+        let written = match &mut self.recording {
             Some(recording) if !payload.is_empty() => recording.frame(kind, payload),
             _ => Ok(()),
+        };
+        match written {
+            Err(error) if self.degraded => {
+                unrecorded(&self.request_id, &error);
+                self.recording = None;
+                self.lost = true;
+                Ok(())
+            }
+            other => other,
         }
     }
 
@@ -245,7 +266,7 @@ impl Inner {
             upstream_bytes: self.upstream_bytes,
             masked: self.masked.clone(),
             recording_sha256,
-            ended: how.to_owned(),
+            ended: if self.lost && how == "complete" { "complete_unrecorded".into() } else { how.to_owned() },
             duration_ms: u64::try_from(now.since(self.began).as_millis()).unwrap_or(u64::MAX),
         };
         observe(&completion, now.since(self.began));

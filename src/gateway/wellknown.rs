@@ -56,18 +56,7 @@ impl Gateway {
 
     /// The keys of transaction tokens.
     pub fn txn_jwks(&self) -> Value {
-        let keys = self.stores.keys.list(KeyUse::TxnToken, self.stores.clock.now());
-        let keys: Vec<Value> = keys
-            .into_iter()
-            .map(|k| {
-                let mut jwk = k.jwk;
-                jwk["kid"] = k.kid.into();
-                jwk["use"] = "sig".into();
-                jwk["alg"] = "ES256".into();
-                jwk
-            })
-            .collect();
-        json!({"keys": keys})
+        self.stores.keys.key_set(KeyUse::TxnToken, self.stores.clock.now())
     }
 
     /// Shown only to the workload and key that asked.

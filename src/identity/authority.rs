@@ -305,14 +305,5 @@ impl PublicKeyData for LeafKey<'_> {
     }
 }
 
-/// A CSR for `key`: it carries the key and nothing else that counts.
-pub fn csr(key: &P256Key) -> Result<Vec<u8>, AuthorityError> {
-    let mut params = CertificateParams::default();
-    params.distinguished_name = DistinguishedName::new();
-    let pair = key.rcgen();
-    debug_assert_eq!(pair.subject_public_key_info(), key.spki());
-    Ok(params.serialize_request(&pair)?.der().to_vec())
-}
-
 #[cfg(test)]
 mod tests;

@@ -18,6 +18,7 @@ use crate::domain::time::Timestamp;
 use crate::identity::authority::Made;
 use crate::identity::enrol::Enrolment;
 use crate::net::body;
+use crate::net::files;
 use crate::net::listener::Peer;
 use crate::net::problem;
 use crate::protocol::json;
@@ -148,14 +149,7 @@ async fn bundle(State(plane): Plane) -> Response<Body> {
 }
 
 async fn ca(State(plane): Plane) -> Response<Body> {
-    document_response(StatusCode::OK, "application/x-pem-file", pem(plane.enrolment.authority.root_der()))
-}
-
-/// A certificate as PEM.
-pub fn pem(der: &[u8]) -> String {
-    let encoded = BASE64_STANDARD.encode(der);
-    let lines: Vec<&str> = (0..encoded.len()).step_by(64).map(|at| &encoded[at..encoded.len().min(at + 64)]).collect();
-    format!("-----BEGIN CERTIFICATE-----\n{}\n-----END CERTIFICATE-----\n", lines.join("\n"))
+    document_response(StatusCode::OK, "application/x-pem-file", files::pem(plane.enrolment.authority.root_der()))
 }
 
 fn document_response(status: StatusCode, kind: &'static str, text: String) -> Response<Body> {

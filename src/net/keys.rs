@@ -56,6 +56,13 @@ impl P256Key {
         Ok(files::write_private(file, pem.as_bytes())?)
     }
 
+    /// A CSR (RFC 2986), DER: it carries the key and nothing else that counts.
+    pub fn csr(&self) -> Result<Vec<u8>, rcgen::Error> {
+        let mut params = rcgen::CertificateParams::default();
+        params.distinguished_name = rcgen::DistinguishedName::new();
+        Ok(params.serialize_request(&self.rcgen())?.der().to_vec())
+    }
+
     /// r‖s over `message`.
     pub fn sign(&self, message: &[u8]) -> Vec<u8> {
         let signature = self.signer.sign(&SystemRandom::new(), message);

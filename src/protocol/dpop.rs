@@ -206,6 +206,8 @@ pub struct Unspent {
     pub until: Timestamp,
     /// The proof's key.
     pub jkt: Jkt,
+    /// Whether it has a nonce, which then was good.
+    pub with_nonce: bool,
     /// The client's clock less ours, in seconds.
     pub clock_offset: i64,
 }
@@ -257,6 +259,7 @@ pub fn verify(
         id: ProofId::new(want.role, jkt, &proof.jti),
         until: remember_until(proof, want.window),
         jkt,
+        with_nonce: proof.nonce.is_some(),
         clock_offset: signed_seconds(proof.iat) - signed_seconds(now),
     })
 }

@@ -318,3 +318,6 @@ fn overlap(a: &Policy, b: &Policy) -> bool {
         _ => true,
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -101,3 +101,59 @@ pub fn spki_sha256(der: &[u8]) -> Option<Sha256> {
 pub fn is_self_issued_ca(der: &[u8]) -> bool {
     X509Certificate::from_der(der).is_ok_and(|(_, cert)| cert.is_ca() && cert.issuer() == cert.subject())
 }
+
+#[cfg(test)]
+mod tests {
+    use base64::Engine as _;
+    use strum::VariantArray as _;
+
+    use super::*;
+
+    /// `certs/make-chains` made them with OpenSSL.
+    fn chain(name: &str) -> Vec<u8> {
+        let path = format!("{}/certs/chains/{name}.pem", env!("CARGO_MANIFEST_DIR"));
+        let pem = std::fs::read_to_string(&path).unwrap_or_else(|e| panic!("{path}: {e}"));
+        let text: String = pem.lines().filter(|l| !l.starts_with("-----")).collect();
+        base64::prelude::BASE64_STANDARD.decode(text).expect("base64")
+    }
+
+    #[test]
+    fn x5_each_leaf_with_a_fault_is_refused_by_name() {
+        let faults = [
+            ("no-san", SvidError::UriCount),
+            ("dns-alone", SvidError::UriCount),
+            ("two-uris", SvidError::UriCount),
+            ("two-uris-one-https", SvidError::UriCount),
+            ("no-path", SvidError::SpiffeId),
+            ("https", SvidError::SpiffeId),
+            ("dot-segments", SvidError::SpiffeId),
+            ("port", SvidError::SpiffeId),
+            ("ca", SvidError::IsCa),
+            ("root", SvidError::IsCa),
+            ("key-cert-sign", SvidError::KeyUsage),
+            ("crl-sign", SvidError::KeyUsage),
+            ("no-signature-usage", SvidError::KeyUsage),
+            ("no-key-usage", SvidError::KeyUsage),
+            ("rsa", SvidError::Key),
+            ("p384", SvidError::Key),
+        ];
+        for (name, error) in faults {
+            assert_eq!(X509Svid::parse(&chain(name)).err(), Some(error), "{name}");
+        }
+        let good = chain("good");
+        assert_eq!(X509Svid::parse(&good[..good.len() - 1]).err(), Some(SvidError::Form), "cut");
+        assert_eq!(X509Svid::parse(&[&good[..], &[0]].concat()).err(), Some(SvidError::Form), "with a tail");
+        let named = |e: &SvidError| *e == SvidError::Form || faults.iter().any(|(_, f)| f == e);
+        assert!(SvidError::VARIANTS.iter().all(named), "every error has a row");
+    }
+
+    #[test]
+    fn x1_a_good_leaf_says_who_it_is_and_other_names_are_no_second_identity() {
+        for name in ["good", "good-ed25519", "good-with-dns"] {
+            let svid = X509Svid::parse(&chain(name)).expect(name);
+            assert_eq!(svid.spiffe_id.as_str(), "spiffe://example.org/ci/solver");
+            assert_eq!(svid.sha256, Sha256::of(&chain(name)));
+        }
+        assert!(is_self_issued_ca(&chain("root")) && !is_self_issued_ca(&chain("good")));
+    }
+}

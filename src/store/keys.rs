@@ -1,7 +1,7 @@
 //! The public halves of the service's keys, where replicas and planes find each other's.
 
 use async_trait::async_trait;
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use crate::domain::time::Timestamp;
 use crate::store::Unavailable;
@@ -27,6 +27,25 @@ pub struct PublishedKey {
     pub jwk: Value,
     /// Until when something it signed may live.
     pub until: Timestamp,
+}
+
+impl PublishedKey {
+    /// The whole JWK (RFC 7517 section 4), as a key set shows it.
+    fn shown(self) -> Value {
+        let mut jwk = self.jwk;
+        jwk["kid"] = self.kid.into();
+        jwk["use"] = "sig".into();
+        jwk["alg"] = "ES256".into();
+        jwk
+    }
+}
+
+impl dyn PublicKeys {
+    /// The keys of one use as a JWK Set (RFC 7517 section 5).
+    pub fn key_set(&self, key_use: KeyUse, now: Timestamp) -> Value {
+        let keys: Vec<Value> = self.list(key_use, now).into_iter().map(PublishedKey::shown).collect();
+        json!({"keys": keys})
+    }
 }
 
 /// Public keys in force. `list` answers from memory, kept current by each change.

@@ -77,6 +77,9 @@ impl TokenPlane {
         check_grant(&form)?;
         let judged = self.judge(&parts.headers).await?;
         check_key(&client, judged.unspent.jkt)?;
+        if client.entry.nonce_required && !judged.unspent.with_nonce {
+            return Err(bad_proof(ProofError::Nonce));
+        }
         let known = self.resources.load_full();
         let resource = mint::resource(&known, &resources)?;
         let scope = mint::scope(&client.entry, resource, form.get("scope").map(String::as_str))?;

@@ -25,16 +25,5 @@ pub fn document(plane: &TokenPlane) -> Value {
 
 /// The keys that access tokens may be signed with.
 pub fn jwks(plane: &TokenPlane) -> Value {
-    let keys = plane.stores.keys.list(KeyUse::AccessToken, plane.stores.clock.now());
-    let keys: Vec<Value> = keys
-        .into_iter()
-        .map(|k| {
-            let mut jwk = k.jwk;
-            jwk["kid"] = k.kid.into();
-            jwk["use"] = "sig".into();
-            jwk["alg"] = "ES256".into();
-            jwk
-        })
-        .collect();
-    json!({"keys": keys})
+    plane.stores.keys.key_set(KeyUse::AccessToken, plane.stores.clock.now())
 }

@@ -114,6 +114,7 @@ mod tests {
             svid_ttl: Seconds(3600),
             dns_names: vec![],
             other_keys: false,
+            nonce_required: false,
             expires_at: None,
         }
     }

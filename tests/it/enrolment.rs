@@ -8,7 +8,6 @@ use popgate::client::enrol;
 use popgate::client::http::HttpClient;
 use popgate::client::identity::Identity;
 use popgate::domain::secret::JoinToken;
-use popgate::identity::authority::csr;
 use popgate::net::keys::P256Key;
 use serde_json::{Value, json};
 
@@ -26,7 +25,7 @@ async fn attest(service: &Service, identity: &Identity, body: &Value) -> (u16, V
 }
 
 fn form(token: &JoinToken, key: &P256Key) -> Value {
-    json!({"method": "join_token", "join_token": token.expose().as_str(), "csr": BASE64_STANDARD.encode(csr(key).expect("makes"))})
+    json!({"method": "join_token", "join_token": token.expose().as_str(), "csr": BASE64_STANDARD.encode(key.csr().expect("makes"))})
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -75,10 +74,10 @@ async fn x7_bad_enrolments_are_refused_and_cost_no_token() {
         body[name] = value;
         body
     };
-    let mut forged = csr(&key).expect("makes");
+    let mut forged = key.csr().expect("makes");
     let last = forged.len() - 1;
     forged[last] ^= 1;
-    let in_use = csr(&crate::world::key_of(&identity)).expect("makes");
+    let in_use = crate::world::key_of(&identity).csr().expect("makes");
     let unknown = JoinToken::new("00".repeat(32), token.pin());
     for (name, body, status) in [
         ("no JSON", Value::Null, 400),

@@ -348,3 +348,43 @@ async fn an_exchange_that_a_crash_cut_is_closed_at_the_next_start_with_what_was_
     let found = service.verify().await;
     assert!(!found.status.success(), "what is added to a closed recording is found");
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_route_that_does_not_record_leaves_that_in_the_log() {
+    let service = Service::start().await;
+    let solver = service.solver().await;
+    let answer = solver.get(&service.url("gateway", "/off/x")).await;
+    let recorded = solver.get(&service.url("gateway", "/v1/runs/r1")).await;
+    assert_eq!((answer.status, recorded.status), (200, 200));
+    let report = service.verify().await;
+    assert!(report.status.success(), "{}", stdout(&report));
+    let data = service.data.to_str().expect("UTF-8");
+    let entries = |id: &str| stdout(&run(&["audit", "show", id, "--data-dir", data, "--json"]));
+    let id = answer.header("popgate-request-id");
+    assert!(entries(id).contains(r#""recorded":false"#), "{}", entries(id));
+    assert!(!service.data.join(format!("evidence/recordings/{id}.rec")).exists());
+    assert!(entries(recorded.header("popgate-request-id")).contains(r#""recorded":true"#));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_kept_key_and_checkpoint_anchor_the_log() {
+    let (one, two) = (Service::start().await, Service::start().await);
+    for service in [&one, &two] {
+        assert!(service.verify().await.status.success());
+    }
+    let file =
+        |service: &Service, name: &str| service.data.join("evidence").join(name).to_str().expect("UTF-8").to_owned();
+    let data = one.data.to_str().expect("UTF-8");
+    let plain = stdout(&run(&["audit", "verify", data]));
+    assert!(plain.contains("log key: unanchored") && plain.contains("tail: unproven"), "{plain}");
+    let kept = one.base().join("kept");
+    std::fs::copy(file(&one, "checkpoint"), &kept).expect("copies");
+    let kept = kept.to_str().expect("UTF-8");
+    let anchored = run(&["audit", "verify", data, "--key", &file(&one, "log.vkey"), "--checkpoint", kept]);
+    let text = stdout(&anchored);
+    assert!(anchored.status.success() && !text.contains("unanchored") && !text.contains("unproven"), "{text}");
+    let anothers = run(&["audit", "verify", data, "--key", &file(&two, "log.vkey")]);
+    assert_eq!(anothers.status.code(), Some(1), "another log's key");
+    let of_another = run(&["audit", "verify", data, "--checkpoint", &file(&two, "checkpoint")]);
+    assert_eq!(of_another.status.code(), Some(1), "another log's checkpoint");
+}

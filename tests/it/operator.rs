@@ -222,3 +222,13 @@ async fn a_clock_that_is_an_hour_off_is_named_with_the_way_out() {
     assert_eq!(behind.status.code(), Some(1));
     assert!(stderr(&behind).contains("clock"), "{}", stderr(&behind));
 }
+
+#[test]
+fn the_shipped_schema_is_the_one_that_the_shipped_routes_make() {
+    let made = run(&["config", "schema", "--config", "config/popgate.toml"]);
+    assert_eq!(made.status.code(), Some(0), "{}", stderr(&made));
+    let shipped = std::fs::read_to_string("config/schema.cedarschema").expect("reads");
+    assert_eq!(stdout(&made), shipped, "`popgate config schema > config/schema.cedarschema` makes it anew");
+    let checked = run(&["config", "check", "--config", "config/popgate.toml"]);
+    assert_eq!(checked.status.code(), Some(0), "{}", stderr(&checked));
+}

@@ -136,6 +136,96 @@ async fn each_bad_proof_is_refused_by_name_and_never_forwarded() {
     assert_eq!(service.upstream.count(), passed, "nothing of it reached upstream");
 }
 
+/// What is legal and looks odd. Each row is a proof of its own, and each reaches upstream once.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_the_standards_allow_passes() {
+    let service = Service::start().await;
+    let solver = service.solver().await;
+    let url = service.url("gateway", "/v1/runs/r~1");
+    let nonce = learn_nonce(&service, &solver, &url).await;
+    let token = solver.token(&url).await;
+    let authorization = format!("dpop {}", token.expose());
+    let rows: [(&str, fn(&mut HandMade)); 9] = [
+        ("P3 pointers to other keys are not followed", |p| {
+            for member in ["jku", "x5u"] {
+                p.header[member] = "http://127.0.0.1:1/keys".into();
+            }
+            p.header["x5c"] = json!(["AAAA"]);
+        }),
+        ("P3 further members of the key", |p| p.header["jwk"]["kid"] = "k".into()),
+        ("P4 further claims", |p| p.payload["x"] = json!({"a": [1, null]})),
+        ("P4 a fraction, which is floored", |p| {
+            p.payload["iat"] = json!(p.payload["iat"].as_f64().expect("a number") + 0.9);
+        }),
+        ("P5 query and fragment", |p| append(p, "?a=1#b")),
+        ("P5 the case of scheme and host", |p| {
+            p.payload["htu"] = text(&p.payload["htu"]).replacen("https://", "HTTPS://", 1).into();
+        }),
+        ("P5 an unreserved character encoded", |p| {
+            p.payload["htu"] = text(&p.payload["htu"]).replace('~', "%7e").into();
+        }),
+        ("P7 the edge of the past", |p| shift(p, -55)),
+        ("P7 the edge of the future", |p| shift(p, 8)),
+    ];
+    for (n, (name, edit)) in rows.into_iter().enumerate() {
+        let mut proof = HandMade::new(key_of(solver.session.identity()), "GET", &url, Some(&token));
+        proof.payload["nonce"] = nonce.clone().into();
+        edit(&mut proof);
+        let headers = [
+            ("authorization", authorization.as_str()),
+            ("dpop", &proof.sign()),
+            ("x-forwarded-host", "evil.example"),
+            ("x-forwarded-proto", "http"),
+        ];
+        let answer = solver.raw("GET", &url, &headers, false).await;
+        assert_eq!(answer.status, 200, "{name}: {}", answer.text());
+        assert_eq!(service.upstream.count(), n + 1, "{name}");
+    }
+    // P8: another signature over the same claims is the same proof.
+    let mut twice = HandMade::new(key_of(solver.session.identity()), "GET", &url, Some(&token));
+    twice.payload["nonce"] = nonce.into();
+    let (first, second) = (twice.sign(), twice.sign());
+    assert_ne!(first, second, "ECDSA draws anew");
+    let send = async |proof: &str| {
+        solver.raw("GET", &url, &[("authorization", authorization.as_str()), ("dpop", proof)], false).await
+    };
+    assert_eq!(send(&first).await.status, 200);
+    let again = send(&second).await;
+    assert_eq!((again.status, again.error()), (401, "invalid_dpop_proof"));
+    assert!(again.header("www-authenticate").contains("used before"), "P13 names the check");
+    assert!(!again.text().contains(&second), "P13 echoes nothing of the proof");
+}
+
+/// P9: by route, by workload, or for the whole token service.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn p9_a_nonce_can_be_demanded() {
+    let service = Service::start_with("[replay]\nstore = \"memory\"\n").await;
+    let careful = json!({"entry": [
+        {"spiffe_id": "spiffe://example.org/ci/careful", "owner": crate::world::BOB, "groups": ["solvers"], "operations": ["tot.*"], "nonce_required": true},
+    ]});
+    service.admin(http::Method::POST, "/v1/import", Some(careful)).await.expect("imports");
+    let (solver, careful) = (service.solver().await, service.workload("spiffe://example.org/ci/careful").await);
+    let url = service.url("gateway", "/v1/runs/r1");
+    // Until the store has been whole for the window, everybody needs one; then it is the entry's to say.
+    let bare = async |client: &crate::world::Client| {
+        let token = client.token(&url).await;
+        let mut proof = HandMade::new(key_of(client.session.identity()), "GET", &url, Some(&token));
+        proof.payload["iat"] = json!(proof.payload["iat"].as_i64().expect("a number") + 9);
+        let authorization = format!("DPoP {}", token.expose());
+        client.raw("GET", &url, &[("authorization", authorization.as_str()), ("dpop", &proof.sign())], false).await
+    };
+    let waited = async {
+        while bare(&solver).await.status != 200 {
+            tokio::task::yield_now().await;
+        }
+    };
+    tokio::time::timeout(std::time::Duration::from_secs(30), waited).await.expect("nonces are not demanded for ever");
+    let refused = bare(&careful).await;
+    assert_eq!((refused.status, refused.error()), (401, "use_dpop_nonce"));
+    assert_eq!(refused.headers.get_all("dpop-nonce").iter().count(), 1);
+    assert_eq!(careful.get(&url).await.status, 200, "the client library answers the challenge");
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn strict_json_and_repeated_headers_are_held_against_the_sender() {
     use base64::Engine as _;
@@ -165,12 +255,6 @@ async fn strict_json_and_repeated_headers_are_held_against_the_sender() {
         let answer = solver.raw("GET", &url, &[("authorization", &authorization), ("dpop", &proof)], false).await;
         assert_eq!((answer.status, answer.error()), (401, "invalid_dpop_proof"), "{name}");
     }
-    let fraction = raw_payload(|t| t.replacen("\"iat\":", "\"extra\":{\"a\":1},\"iat\":", 1));
-    assert_eq!(
-        solver.raw("GET", &url, &[("authorization", &authorization), ("dpop", &fraction)], false).await.status,
-        200,
-        "extra members are fine"
-    );
     let (one, two) = (raw_payload(|t| t), raw_payload(|t| t));
     let answer =
         solver.raw("GET", &url, &[("authorization", &authorization), ("dpop", &one), ("dpop", &two)], false).await;

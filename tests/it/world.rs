@@ -174,12 +174,16 @@ fn routes(upstream: &str) -> String {
         "[[route]]\nname = \"cert\"\nmatch = {{ path = \"/cert/**\" }}\nresource = \"/cert\"\naccess = \"proof_and_certificate\"\nupstream = {{ url = \"http://{upstream}\" }}\n"
     );
     text += &operation("cert.get", "GET /cert/**", "/cert");
+    text += &format!(
+        "[[route]]\nname = \"off\"\nmatch = {{ path = \"/off/**\" }}\nresource = \"/off\"\nmask = \"pii\"\nrecord = \"off\"\nupstream = {{ url = \"http://{upstream}\" }}\n"
+    );
+    text += &operation("off.get", "GET /off/**", "/off");
     text += "[[route]]\nname = \"dead\"\nmatch = { path = \"/dead/**\" }\nresource = \"/dead\"\nupstream = { url = \"http://127.0.0.1:1\" }\n";
     text + &operation("dead.get", "GET /dead/**", "/dead")
 }
 
 const POLICIES: &str = r#"
-@id("solvers-may") permit (principal in Group::"solvers", action in [Action::"tot.run", Action::"tot.read", Action::"raw.get", Action::"raw.post", Action::"raw.head", Action::"cert.get", Action::"dead.get"], resource);
+@id("solvers-may") permit (principal in Group::"solvers", action in [Action::"tot.run", Action::"tot.read", Action::"raw.get", Action::"raw.post", Action::"raw.head", Action::"cert.get", Action::"off.get", Action::"dead.get"], resource);
 @id("prune-approved") @approval("1 of security") permit (principal in Group::"solvers", action == Action::"tot.prune", resource in Route::"tot") when { context.body.if_version >= 1 };
 @id("runs-stay") @fix("ask the run's owner; runs are kept for audit") forbid (principal, action == Action::"tot.delete", resource);
 "#;
@@ -211,7 +215,7 @@ impl Service {
         let service = Self { data: base.join("data"), addresses, upstream, child, _dir: Some(dir) };
         let entries = json!({
             "entry": [
-                {"spiffe_id": SOLVER, "owner": BOB, "groups": ["solvers"], "operations": ["tot.*", "raw.*", "cert.*", "dead.*"]},
+                {"spiffe_id": SOLVER, "owner": BOB, "groups": ["solvers"], "operations": ["tot.*", "raw.*", "cert.*", "off.*", "dead.*"]},
                 {"spiffe_id": "spiffe://example.org/ai/other", "owner": "https://idp.example.org#carol", "groups": ["solvers"], "operations": ["tot.*", "raw.*"]},
                 {"spiffe_id": "spiffe://example.org/ci/narrow", "owner": BOB, "groups": [], "operations": ["tot.read"]},
             ],

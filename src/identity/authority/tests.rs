@@ -18,7 +18,7 @@ fn domain() -> TrustDomain {
 }
 
 fn issue(authority: &Authority, life: Duration) -> Made {
-    let key = csr::verify(&super::csr(&P256Key::generate()).expect("makes")).expect("own CSR");
+    let key = csr::verify(&P256Key::generate().csr().expect("makes")).expect("own CSR");
     let id = domain().workload("/ci/solver").expect("legal");
     authority.issue(&id, &key, &[], life, NOW).expect("issues")
 }
@@ -90,7 +90,7 @@ fn the_issuing_ca_is_replaced_at_half_its_life() {
 
 #[test]
 fn x7_a_csr_counts_only_if_its_own_key_signed_it() {
-    let good = super::csr(&P256Key::generate()).expect("makes");
+    let good = P256Key::generate().csr().expect("makes");
     assert!(csr::verify(&good).is_ok());
     let mut forged = good.clone();
     let last = forged.len() - 1;
