@@ -232,9 +232,9 @@ impl App {
         // Streams are told and cut, connections dropped; each exchange writes its last leaf before the log closes.
         self.gateway.ending.cancel();
         self.gateway.tasks.close();
-        let sealed = tokio::time::timeout(TO_SEAL, self.gateway.tasks.wait()).await.is_ok();
+        let _ = tokio::time::timeout(TO_SEAL, self.gateway.tasks.wait()).await;
         self.listeners.shutdown().await;
-        if !sealed && tokio::time::timeout(TO_SEAL, self.gateway.tasks.wait()).await.is_err() {
+        if tokio::time::timeout(TO_SEAL, self.gateway.tasks.wait()).await.is_err() {
             tracing::error!("some exchanges did not end; the log has no last entry of theirs");
         }
         let evidence = self.evidence.clone();

@@ -192,7 +192,7 @@ impl Console {
         let now = self.stores.clock.now();
         let revoked = self.stores.revocations.watch().borrow().clone();
         for (serial, end) in self.stores.issued.live(id, now).await? {
-            if !revoked.names(RevocationKind::Serial, &serial) {
+            if !revoked.names_until(RevocationKind::Serial, &serial, end) {
                 let reason = "its registration was deleted".to_owned();
                 self.stop(actor, RevocationKind::Serial, serial, reason, Some(end)).await?;
             }
@@ -206,8 +206,9 @@ impl Console {
         }
         let subject = form.id.split_once('#').map(|(_, s)| s.to_owned()).unwrap_or_default();
         let name = form.name.unwrap_or(subject);
-        if !is_segment(&name) {
-            return Err(bad(format!("name {name:?} is not one SPIFFE path segment: letters, digits, `.`, `_`, `-`")));
+        if !is_segment(&name) || name.len() > 128 {
+            let form = "letters, digits, `.`, `_`, `-`, at most 128";
+            return Err(bad(format!("name {name:?} is not one SPIFFE path segment: {form}")));
         }
         let role = |r: &String| {
             use strum::VariantNames as _;
@@ -217,17 +218,13 @@ impl Console {
         Ok(Person { id: form.id, name, groups: form.groups, roles })
     }
 
-    fn person_spiffe_id(&self, person: &Person) -> Result<SpiffeId, Refusal> {
-        self.trust_domain.workload(&format!("/popgate/person/{}", person.name)).map_err(|e| bad(e.to_string()))
-    }
-
     /// Creates a person and the one-time token that `login` turns into a certificate.
     pub async fn create_person(&self, actor: &Actor, form: PersonForm) -> Result<Value, Refusal> {
         actor.need(Role::Admin)?;
         let person = Self::person(form)?;
         self.stores.people.create(&person).await.map_err(change)?;
         self.log_registration(actor, "person", "create", &person.id).await?;
-        let id = self.person_spiffe_id(&person)?;
+        let id = person.spiffe_id(&self.trust_domain);
         let (token, expires_at) = self.join_token(&id, JOIN_TTL.1.min(Duration::from_mins(10))).await?;
         Ok(
             json!({"person": person, "spiffe_id": id, "join_token": token.expose().as_str(), "expires_at": expires_at.rfc3339()}),
@@ -240,7 +237,7 @@ impl Console {
         let Some(person) = self.stores.people.by_id(id) else {
             return Err(Refusal::new(404, "not-found", format!("there is no person {id}")));
         };
-        let own = self.person_spiffe_id(&person)?;
+        let own = person.spiffe_id(&self.trust_domain);
         self.forget(actor, &own).await?;
         self.stores.people.delete(id).await?;
         self.forget(actor, &own).await?;

@@ -116,33 +116,27 @@ async fn people(State(console): Plane, Extension(peer): From) -> Response<Body> 
 }
 
 async fn entry_create(State(console): Plane, Extension(peer): From, body: Body) -> Response<Body> {
-    let run = async || console.create_entry(&actor(&console, &peer)?, read(body).await?).await;
-    answer(run().await)
+    finished(async move { console.create_entry(&actor(&console, &peer)?, read(body).await?).await }).await
 }
 
 async fn entry_delete(State(console): Plane, Extension(peer): From, Query(query): Query<IdQuery>) -> Response<Body> {
-    let run = async || console.delete_entry(&actor(&console, &peer)?, &query.id.unwrap_or_default()).await;
-    answer(run().await)
+    finished(async move { console.delete_entry(&actor(&console, &peer)?, &query.id.unwrap_or_default()).await }).await
 }
 
 async fn import(State(console): Plane, Extension(peer): From, body: Body) -> Response<Body> {
-    let run = async || console.import(&actor(&console, &peer)?, read(body).await?).await;
-    answer(run().await)
+    finished(async move { console.import(&actor(&console, &peer)?, read(body).await?).await }).await
 }
 
 async fn join_token(State(console): Plane, Extension(peer): From, body: Body) -> Response<Body> {
-    let run = async || console.create_join_token(&actor(&console, &peer)?, read(body).await?).await;
-    answer(run().await)
+    finished(async move { console.create_join_token(&actor(&console, &peer)?, read(body).await?).await }).await
 }
 
 async fn person_create(State(console): Plane, Extension(peer): From, body: Body) -> Response<Body> {
-    let run = async || console.create_person(&actor(&console, &peer)?, read(body).await?).await;
-    answer(run().await)
+    finished(async move { console.create_person(&actor(&console, &peer)?, read(body).await?).await }).await
 }
 
 async fn person_delete(State(console): Plane, Extension(peer): From, Query(query): Query<IdQuery>) -> Response<Body> {
-    let run = async || console.delete_person(&actor(&console, &peer)?, &query.id.unwrap_or_default()).await;
-    answer(run().await)
+    finished(async move { console.delete_person(&actor(&console, &peer)?, &query.id.unwrap_or_default()).await }).await
 }
 
 async fn approvals(State(console): Plane, Extension(peer): From, Query(query): Query<IdQuery>) -> Response<Body> {
@@ -156,8 +150,7 @@ async fn approval(State(console): Plane, Extension(peer): From, Path(id): Path<S
 }
 
 async fn decide(State(console): Plane, Extension(peer): From, Path(id): Path<String>, body: Body) -> Response<Body> {
-    let run = async || console.decide(&actor(&console, &peer)?, &id, read(body).await?).await;
-    answer(run().await)
+    finished(async move { console.decide(&actor(&console, &peer)?, &id, read(body).await?).await }).await
 }
 
 async fn revocations(State(console): Plane, Extension(peer): From) -> Response<Body> {
@@ -166,27 +159,24 @@ async fn revocations(State(console): Plane, Extension(peer): From) -> Response<B
 }
 
 async fn revoke(State(console): Plane, Extension(peer): From, body: Body) -> Response<Body> {
-    let run = async || console.revoke(&actor(&console, &peer)?, read(body).await?).await;
-    answer(run().await)
+    finished(async move { console.revoke(&actor(&console, &peer)?, read(body).await?).await }).await
 }
 
 async fn lift(State(console): Plane, Extension(peer): From, Path(id): Path<i64>) -> Response<Body> {
-    let run = async || console.lift(&actor(&console, &peer)?, id).await;
-    answer(run().await)
+    finished(async move { console.lift(&actor(&console, &peer)?, id).await }).await
 }
 
 async fn offboard(State(console): Plane, Extension(peer): From, body: Body) -> Response<Body> {
-    let run = async || console.offboard(&actor(&console, &peer)?, read(body).await?).await;
-    answer(run().await)
+    finished(async move { console.offboard(&actor(&console, &peer)?, read(body).await?).await }).await
 }
 
 async fn publish(State(console): Plane, Extension(peer): From) -> Response<Body> {
-    let run = async || {
+    finished(async move {
         actor(&console, &peer)?.need(Role::Auditor)?;
         console.stores.evidence.publish().await?;
         Ok(json!({"published": true}))
-    };
-    answer(run().await)
+    })
+    .await
 }
 
 fn actor(console: &Console, peer: &Peer) -> Result<Actor, Refusal> {
@@ -198,6 +188,11 @@ async fn read<T: DeserializeOwned>(body: Body) -> Result<T, Refusal> {
     let bytes = body::read(body, MAX_BODY).await.map_err(|e| bad(e.to_string()))?;
     let value = json::parse(&bytes).map_err(|e| bad(format!("the body is not strict JSON: {e}")))?;
     serde_json::from_value(value).map_err(|e| bad(e.to_string()))
+}
+
+/// Runs a change to its end, whether or not the client stays for the answer: what is done is then also in the log.
+async fn finished(change: impl Future<Output = Result<Value, Refusal>> + Send + 'static) -> Response<Body> {
+    answer(tokio::spawn(change).await.unwrap_or_else(|e| Err(Refusal::unavailable("administration", e))))
 }
 
 fn answer(result: Result<Value, Refusal>) -> Response<Body> {

@@ -99,9 +99,11 @@ impl Console {
 
     /// Voids the open approvals of a requester or approver that has been stopped.
     async fn withdraw(&self, revocation: &Revocation) -> Result<Vec<String>, Unavailable> {
+        // No decision may fall between a look at an approval and its step.
+        let _deciding = self.deciding.lock().await;
         let now = self.stores.clock.now();
         let set = RevocationSet::new(revocation.id, std::slice::from_ref(revocation));
-        let mut withdrawn = Vec::new();
+        let (mut withdrawn, mut failed) = (Vec::new(), None);
         for open in self.stores.approvals.list(true).await? {
             let requester = self.requester(&open).await?;
             let stopped = |subject: &Subject| set.stops(subject, now).is_some();
@@ -110,11 +112,12 @@ impl Console {
             }
             let step = Step { from: open.state, to: ApprovalState::Withdrawn, expires_at: now, decided: None };
             if let Some(void) = self.stores.approvals.step(&open.id, &step).await? {
-                self.stores.log_approval(&void).await?;
+                // One that cannot be logged keeps none of the others open.
+                failed = self.stores.log_approval(&void).await.err().or(failed);
                 withdrawn.push(void.id);
             }
         }
-        Ok(withdrawn)
+        failed.map_or(Ok(withdrawn), Err)
     }
 
     async fn requester(&self, approval: &Approval) -> Result<Subject, Unavailable> {
@@ -131,9 +134,8 @@ impl Console {
     }
 
     fn approver(&self, approval: &Approval) -> Option<Subject> {
-        let id = approval.decided_by.as_ref()?;
-        let groups = self.stores.people.by_id(id).map(|p| p.groups).unwrap_or_default();
-        Some(Subject::approver(approval, id, groups))
+        let person = self.stores.people.by_id(approval.decided_by.as_ref()?)?;
+        Some(Subject::approver(approval, &person))
     }
 
     async fn log_stop(&self, revocation: &Revocation) -> Result<u64, Unavailable> {

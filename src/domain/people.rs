@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-use crate::domain::spiffe_id::SpiffeId;
+use crate::domain::spiffe_id::{SpiffeId, TrustDomain};
 use crate::domain::time::Timestamp;
 
 /// A registration entry: what a workload may become once it has attested.
@@ -112,6 +112,12 @@ impl Person {
     /// Whether the person holds a role; an admin also reads.
     pub fn has(&self, role: Role) -> bool {
         self.roles.contains(&role) || (role == Role::Viewer && !self.roles.is_empty())
+    }
+
+    /// The ID in the person's certificates.
+    pub fn spiffe_id(&self, domain: &TrustDomain) -> SpiffeId {
+        let id = domain.workload(&format!("/popgate/person/{}", self.name));
+        id.expect("a person's name is one segment of at most 128 bytes")
     }
 }
 

@@ -6,6 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::domain::approval::Approval;
 use crate::domain::key::Jkt;
+use crate::domain::people::Person;
 use crate::domain::spiffe_id::SpiffeId;
 use crate::domain::time::Timestamp;
 
@@ -90,12 +91,12 @@ impl Subject {
     }
 
     /// The person who decided an approval, as a revocation can name them.
-    pub fn approver(approval: &Approval, id: &str, groups: Vec<String>) -> Self {
+    pub fn approver(approval: &Approval, person: &Person) -> Self {
         let serial = approval.proved_by.as_deref().and_then(|p| p.strip_prefix("certificate:"));
         Self {
-            spiffe_id: approval.requester.clone(),
-            person: Some(id.to_owned()),
-            groups,
+            spiffe_id: person.spiffe_id(&approval.requester.trust_domain()),
+            person: Some(person.id.clone()),
+            groups: person.groups.clone(),
             serial: serial.map(ToOwned::to_owned),
             jkt: None,
             jti: None,
@@ -139,9 +140,9 @@ impl RevocationSet {
         named.into_iter().find(|key| self.in_force(key, now)).map(|(kind, _)| kind)
     }
 
-    /// Whether a stop names exactly this, whenever it ends.
-    pub fn names(&self, kind: RevocationKind, value: &str) -> bool {
-        self.stopped.contains_key(&(kind, value.to_owned()))
+    /// Whether a stop names exactly this and holds until `end` at least.
+    pub fn names_until(&self, kind: RevocationKind, value: &str, end: Timestamp) -> bool {
+        self.stopped.get(&(kind, value.to_owned())).is_some_and(|until| until.is_none_or(|until| until >= end))
     }
 
     fn in_force(&self, key: &(RevocationKind, String), now: Timestamp) -> bool {

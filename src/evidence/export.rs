@@ -31,10 +31,10 @@ pub fn ocsf(reader: &LogReader, from: u64) -> Result<Vec<Value>, EvidenceError> 
 
 /// Who administered: a person by their SPIFFE ID, a local user by a name of ours.
 fn administrator(entry: &ReadEntry, trust_domain: &str) -> Option<String> {
-    let by = &entry.openings.get("by")?.value;
+    let by = entry.opened().find_map(|(name, value)| (name == "by").then(|| value.to_owned()))?;
     match by.strip_prefix("local:") {
         Some(uid) => Some(format!("spiffe://{trust_domain}/popgate/local/{uid}")),
-        None => Some(by.clone()),
+        None => Some(by),
     }
 }
 

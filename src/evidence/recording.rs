@@ -6,8 +6,10 @@ use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::mpsc::{Receiver, Sender, channel};
+use std::sync::mpsc::{Receiver, SendError, Sender, channel};
 use std::time::{Duration, Instant};
+
+use tokio::sync::oneshot;
 
 use crate::domain::digest::{Hasher, Sha256};
 use crate::domain::recording::FrameKind;
@@ -15,7 +17,7 @@ use crate::evidence::files::EvidenceDir;
 use crate::net::files::sync_dir;
 use crate::protocol::transcript::{MAGIC, MAX_PAYLOAD, encode};
 use crate::store::Unavailable;
-use crate::store::evidence::Recording;
+use crate::store::evidence::{Finished, Recording};
 
 const PART: &str = "the recorder";
 /// Frames of this long share a sync.
@@ -24,27 +26,44 @@ const GATHER: Duration = Duration::from_millis(15);
 /// Begins recordings and keeps them synced.
 pub struct Recorder {
     dir: EvidenceDir,
-    dirty: Sender<Written>,
+    syncer: Sender<Message>,
 }
 
-/// A file with frames that are not synced.
+/// What the syncer is told.
+enum Message {
+    /// A file has frames that are not synced.
+    Written(Written),
+    /// Answered once everything told before is synced and its endings are written.
+    Flush(oneshot::Sender<()>),
+}
+
 struct Written {
     file: File,
     dirty: Arc<AtomicBool>,
     /// Whether its name is new in the directory.
     created: bool,
+    /// The digest of the whole file, and what waits for it.
+    ended: Option<(Sha256, Finished)>,
 }
 
 impl Recorder {
     /// A recorder under `dir`, with its syncer.
     pub fn new(dir: EvidenceDir) -> Self {
-        let (dirty, files) = channel();
+        let (syncer, messages) = channel();
         let recordings = dir.recordings();
         std::thread::Builder::new()
             .name("recording-sync".into())
-            .spawn(move || sync_loop(&files, &recordings))
+            .spawn(move || sync_loop(&messages, &recordings))
             .expect("a thread can be started, or the service cannot run");
-        Self { dir, dirty }
+        Self { dir, syncer }
+    }
+
+    /// Returns once every recording that has ended is synced.
+    pub async fn flush(&self) {
+        let (told, wait) = oneshot::channel();
+        if self.syncer.send(Message::Flush(told)).is_ok() {
+            let _ = wait.await;
+        }
     }
 
     /// Creates the recording of one request.
@@ -64,7 +83,7 @@ impl Recorder {
             digest,
             length: MAGIC.len() as u64,
             began: Instant::now(),
-            syncer: self.dirty.clone(),
+            syncer: self.syncer.clone(),
             dirty: Arc::default(),
             created: true,
         }))
@@ -72,25 +91,38 @@ impl Recorder {
 }
 
 /// Syncs, each round, the files that were written since the last. A failed sync ends the process: see the stage.
-fn sync_loop(files: &Receiver<Written>, dir: &Path) {
-    while let Ok(first) = files.recv() {
+fn sync_loop(messages: &Receiver<Message>, dir: &Path) {
+    while let Ok(first) = messages.recv() {
         std::thread::sleep(GATHER);
-        let round: Vec<Written> = std::iter::once(first).chain(files.try_iter()).collect();
-        let sync = || {
-            if round.iter().any(|w| w.created) {
-                sync_dir(dir)?;
+        let (mut round, mut waiting) = (Vec::new(), Vec::new());
+        for message in std::iter::once(first).chain(messages.try_iter()) {
+            match message {
+                Message::Written(written) => round.push(written),
+                Message::Flush(waiter) => waiting.push(waiter),
             }
-            round.iter().try_for_each(|written| {
-                // Before the sync: a frame that comes during it is told again.
-                written.dirty.store(false, Ordering::SeqCst);
-                written.file.sync_data()
-            })
-        };
-        if let Err(error) = sync() {
+        }
+        if let Err(error) = sync(&round, dir) {
             tracing::error!(%error, "a recording could not be synced; ending the process");
             std::process::exit(1);
         }
+        for (digest, then) in round.into_iter().filter_map(|w| w.ended) {
+            then(Ok(digest));
+        }
+        for waiter in waiting {
+            let _ = waiter.send(());
+        }
     }
+}
+
+fn sync(round: &[Written], dir: &Path) -> std::io::Result<()> {
+    if round.iter().any(|w| w.created) {
+        sync_dir(dir)?;
+    }
+    round.iter().try_for_each(|written| {
+        // Before the sync: a frame that comes during it is told again.
+        written.dirty.store(false, Ordering::SeqCst);
+        written.file.sync_data()
+    })
 }
 
 struct OpenRecording {
@@ -99,7 +131,7 @@ struct OpenRecording {
     /// Bytes of whole frames.
     length: u64,
     began: Instant,
-    syncer: Sender<Written>,
+    syncer: Sender<Message>,
     dirty: Arc<AtomicBool>,
     created: bool,
 }
@@ -120,12 +152,14 @@ impl OpenRecording {
     }
 
     fn tell_syncer(&mut self) -> Result<(), Unavailable> {
-        if self.dirty.swap(true, Ordering::SeqCst) {
+        if self.dirty.load(Ordering::SeqCst) {
             return Ok(());
         }
         let file = self.file.try_clone().map_err(|e| Unavailable::new(PART, e))?;
-        let written = Written { file, dirty: self.dirty.clone(), created: std::mem::take(&mut self.created) };
-        self.syncer.send(written).map_err(|e| Unavailable::new(PART, e))
+        self.dirty.store(true, Ordering::SeqCst);
+        let created = std::mem::take(&mut self.created);
+        let written = Written { file, dirty: self.dirty.clone(), created, ended: None };
+        self.syncer.send(Message::Written(written)).map_err(|e| Unavailable::new(PART, e))
     }
 }
 
@@ -137,9 +171,16 @@ impl Recording for OpenRecording {
         self.tell_syncer()
     }
 
-    fn finish(mut self: Box<Self>, how: &str) -> Result<Sha256, Unavailable> {
-        self.write(FrameKind::End, how.as_bytes())?;
-        self.tell_syncer()?;
-        Ok(self.digest.so_far())
+    fn finish(mut self: Box<Self>, how: &str, then: Finished) {
+        if let Err(error) = self.write(FrameKind::End, how.as_bytes()) {
+            return then(Err(error));
+        }
+        let ended = Some((self.digest.so_far(), then));
+        let written = Written { file: self.file, dirty: self.dirty, created: self.created, ended };
+        if let Err(SendError(Message::Written(Written { ended: Some((_, then)), .. }))) =
+            self.syncer.send(Message::Written(written))
+        {
+            then(Err(Unavailable::new(PART, "its syncer is gone")));
+        }
     }
 }

@@ -217,6 +217,8 @@ impl EvidenceLog for Sequencer {
     }
 
     async fn publish(&self) -> Result<(), Unavailable> {
+        // The endings of recordings first: they are entries, too.
+        self.recorder.flush().await;
         let (answer, wait) = oneshot::channel();
         self.queue.try_send(Message::Publish(answer)).map_err(|e| Unavailable::new(PART, e))?;
         wait.await.map_err(|_| Unavailable::new(PART, "it is closed"))?

@@ -188,7 +188,7 @@ struct Chain {
     issued: HashMap<String, Issuance>,
     minted: HashMap<Sha256, Mint>,
     approved: HashMap<String, Sha256>,
-    decided: HashSet<String>,
+    decided: HashMap<String, (ApprovalState, Option<String>)>,
     consumed: HashSet<String>,
     proofs: HashSet<Sha256>,
     open: HashMap<String, Admission>,
@@ -220,7 +220,9 @@ impl Chain {
                 if change.person.is_none() {
                     return Err(format!("approval {} was {} by nobody", change.id, change.state));
                 }
-                if !self.decided.insert(change.id.clone()) {
+                // The same person's same decision again is a retry whose first answer was lost.
+                let decision = (change.state, change.proved_by.clone());
+                if self.decided.insert(change.id.clone(), decision.clone()).is_some_and(|before| before != decision) {
                     return Err(format!("approval {} was decided twice", change.id));
                 }
                 if change.state == ApprovalState::Approved {

@@ -154,8 +154,7 @@ impl Gateway {
         let void = || Refusal::new(403, "approval-expired", "the approver may not approve this any more; ask again");
         let id = approval.decided_by.as_deref().ok_or_else(void)?;
         let person = self.stores.people.by_id(id).ok_or_else(void)?;
-        let stopped =
-            self.revoked.borrow().stops(&Subject::approver(approval, &person.id, person.groups.clone()), now).is_some();
+        let stopped = self.revoked.borrow().stops(&Subject::approver(approval, &person), now).is_some();
         if stopped || may_approve(&person, approval).is_err() {
             return Err(void());
         }
@@ -173,7 +172,8 @@ impl Gateway {
         let mut changes = self.stores.approvals.changes();
         let approval = self.ask(asking, &verdict, rule, digest, now).await?;
         let headers = &asking.request.head.headers;
-        let (preferred, wait) = (headers.contains_key("prefer"), prefer_wait(headers));
+        let wait = prefer_wait(headers);
+        let preferred = wait.is_some() || prefers(headers).any(|p| p.eq_ignore_ascii_case("respond-async"));
         // No longer than the certificate: nobody comes back with a key that has ended.
         let life = asking.caller.token.svid_end.since(now);
         let deadline = tokio::time::Instant::now() + wait.unwrap_or_default().min(MAX_HOLD).min(life);
@@ -291,11 +291,15 @@ fn waiting(approval: &Approval, verdict: &Verdict, preferred: bool) -> Refusal {
     }
 }
 
+/// The preferences of a request (RFC 7240 section 2).
+fn prefers(headers: &HeaderMap) -> impl Iterator<Item = &str> {
+    let values = headers.get_all("prefer").iter().filter_map(|v| v.to_str().ok());
+    values.flat_map(|v| v.split([',', ';'])).map(str::trim)
+}
+
 /// `Prefer: wait=N` (RFC 7240 section 4.3).
 fn prefer_wait(headers: &HeaderMap) -> Option<Duration> {
-    let values = headers.get_all("prefer").iter().filter_map(|v| v.to_str().ok());
-    values
-        .flat_map(|v| v.split([',', ';']))
+    prefers(headers)
         .filter_map(|p| p.split_once('='))
         .find(|(name, _)| name.trim().eq_ignore_ascii_case("wait"))
         .and_then(|(_, seconds)| seconds.trim().trim_matches('"').parse().ok())

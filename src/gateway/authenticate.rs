@@ -12,6 +12,7 @@ use crate::domain::refusal::{OauthError, Refusal};
 use crate::domain::revocation::Subject;
 use crate::domain::secret::{AccessToken, DpopProof};
 use crate::domain::time::Timestamp;
+use crate::gateway::authorize;
 use crate::gateway::serve::{Gateway, Incoming};
 use crate::gateway::tokens::VerifiedToken;
 use crate::net::listener::Peer;
@@ -227,8 +228,7 @@ impl Gateway {
 
 /// The one access token of a request (P11): `DPoP` scheme, one header, nothing in the query.
 fn credential(headers: &HeaderMap, query: &str) -> Result<AccessToken, Refusal> {
-    let in_query = crate::protocol::form::parse(query.as_bytes()).map_or(true, |q| q.contains_key("access_token"));
-    if in_query && query.contains("access") {
+    if authorize::names_token(query.as_bytes()) {
         return Err(Refusal::new(400, "credential", "an access token in the query is never accepted")
             .with_error(OauthError::InvalidRequest));
     }

@@ -62,13 +62,17 @@ pub fn is_form(headers: &HeaderMap) -> bool {
         .any(|v| v.as_bytes().get(..form.len()).is_some_and(|start| start.eq_ignore_ascii_case(form)))
 }
 
-/// A form that carries an access token is refused: upstream would get it, and it may be somebody's.
-pub fn without_token(body: Option<&Bytes>) -> Result<(), Refusal> {
-    let named = |pair: &[u8]| {
+/// Whether a form or query has a parameter `access_token`, however it is spelt.
+pub fn names_token(form: &[u8]) -> bool {
+    form.split(|b| *b == b'&' || *b == b';').any(|pair| {
         let name = pair.split(|b| *b == b'=').next().unwrap_or_default();
         form::decode(name).is_ok_and(|name| name.trim().eq_ignore_ascii_case("access_token"))
-    };
-    if body.is_some_and(|b| b.split(|b| *b == b'&' || *b == b';').any(named)) {
+    })
+}
+
+/// A form that carries an access token is refused: upstream would get it, and it may be somebody's.
+pub fn without_token(body: Option<&Bytes>) -> Result<(), Refusal> {
+    if body.is_some_and(|b| names_token(b)) {
         return Err(Refusal::new(400, "credential", "an access token in a form is never accepted")
             .with_error(OauthError::InvalidRequest));
     }

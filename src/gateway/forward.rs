@@ -20,6 +20,7 @@ use rustls::pki_types::{CertificateDer, pem::PemObject as _};
 
 use crate::domain::refusal::Refusal;
 use crate::gateway::approve::{Asking, Permit};
+use crate::gateway::bounds::Bounds;
 use crate::gateway::config::UpstreamConfig;
 use crate::gateway::headers;
 use crate::gateway::record::Exchange;
@@ -161,6 +162,7 @@ impl Gateway {
         permit: Permit,
         exchange: &Exchange,
         body: Outgoing,
+        bounds: &Bounds,
     ) -> Result<Response<IncomingBody>, Unanswered> {
         let upstream = &asking.route.upstream;
         let mut request = Request::new(body.recorded(exchange));
@@ -178,7 +180,12 @@ impl Gateway {
             .map_err(|_| Refusal::new(400, "path", "the path or query is malformed"))?;
         *request.headers_mut() = self.headers(asking, &permit, &target)?;
         drop(permit);
-        match patient(upstream.client.request(request), exchange, upstream.idle).await {
+        let answered = tokio::select! {
+            biased;
+            cut = bounds.over(&self.stores) => return Err(Unanswered { refusal: cut.refusal(), sent: true }),
+            answered = patient(upstream.client.request(request), exchange, upstream.idle) => answered,
+        };
+        match answered {
             Some(Ok(response)) => Ok(response),
             Some(Err(error)) => {
                 let detail =

@@ -9,11 +9,9 @@ use http::HeaderMap;
 use http_body_util::BodyExt as _;
 use hyper::body::{Body, Frame, Incoming};
 use tokio::sync::mpsc;
-use tokio::time::{Instant, timeout};
-use tokio_util::sync::CancellationToken;
+use tokio::time::timeout;
 
-use crate::domain::revocation::Subject;
-use crate::domain::time::Timestamp;
+use crate::gateway::bounds::{Bounds, Cut};
 use crate::gateway::mask::Treatment;
 use crate::gateway::record::Exchange;
 use crate::net::body::{AnyBody, BoxError};
@@ -28,57 +26,48 @@ const AHEAD: usize = 16;
 /// How long a stream's last event has before its reset.
 const LAST_WORD: Duration = Duration::from_millis(20);
 
-/// Why a stream was ended before upstream ended it.
-#[derive(Clone, Copy, Debug, Eq, PartialEq, strum::IntoStaticStr)]
-#[strum(serialize_all = "snake_case")]
-enum Cut {
-    Revoked,
-    Expired,
-    Masked,
-    Unrecorded,
-    Upstream,
-    Silent,
-    ClientGone,
-    Drained,
-}
-
-/// What bounds a stream.
-pub struct Bounds {
-    /// Whom it is for; a stop of any part of it ends the stream.
-    pub subject: Subject,
-    /// When it ends at the latest.
-    pub until: Timestamp,
+/// How a body is to be moved.
+pub struct Course {
     /// How long upstream may be silent.
     pub idle: Duration,
-    /// Whether the client reads server-sent events, so that it can be told why.
+    /// Whether the client reads server-sent events, so that it can be told why they end.
     pub events: bool,
-    /// Ends every stream: the service goes.
-    pub ending: CancellationToken,
 }
 
 /// Starts the pump and gives the client's end of it.
-pub fn start(upstream: Incoming, treatment: Treatment, exchange: Exchange, bounds: Bounds, stores: Stores) -> AnyBody {
+pub fn start(
+    upstream: Incoming,
+    treatment: Treatment,
+    exchange: Exchange,
+    bounds: Bounds,
+    course: Course,
+    stores: Stores,
+) -> AnyBody {
     let (sender, receiver) = mpsc::channel(AHEAD);
     let exact = matches!(treatment, Treatment::Plain).then(|| upstream.size_hint().exact()).flatten();
     let end = Arc::new(AtomicU8::new(OPEN));
-    tokio::spawn(run(upstream, treatment, exchange, bounds, stores, sender, end.clone()));
+    tokio::spawn(run(upstream, treatment, exchange, bounds, course, stores, sender, end.clone()));
     ClientEnd { receiver, exact, ended: false, end }.boxed_unsync()
 }
 
+#[expect(clippy::too_many_arguments, reason = "a task owns all that it works on")]
 async fn run(
     mut upstream: Incoming,
     mut treatment: Treatment,
     exchange: Exchange,
     bounds: Bounds,
+    course: Course,
     stores: Stores,
     client: mpsc::Sender<Frame<Bytes>>,
     end: Arc<AtomicU8>,
 ) {
-    // A stop counts wherever the relay waits: for upstream, or for a client that does not read.
+    // A stop counts wherever the relay waits: for upstream, or for a client that does not read. That the client went comes
+    // last: an HTTP/1.1 connection drops a body that has ended, or has none, before anybody asked for it.
     let outcome = tokio::select! {
         biased;
-        cut = stopped(&bounds, &stores, &client) => Err(cut),
-        done = relay(&mut upstream, &mut treatment, &exchange, bounds.idle, &client) => done,
+        cut = bounds.over(&stores) => Err(cut),
+        done = relay(&mut upstream, &mut treatment, &exchange, course.idle, &client) => done,
+        () = client.closed() => Err(Cut::ClientGone),
     };
     if let Treatment::Masked(masker) = &treatment {
         exchange.masked(masker.counts());
@@ -92,7 +81,7 @@ async fn run(
             let name = <&str>::from(cut);
             tracing::info!(why = name, spiffe_id = %bounds.subject.spiffe_id, "a response was cut");
             metrics::counter!("popgate_streams_cut_total", "why" => name).increment(1);
-            if bounds.events && cut != Cut::ClientGone {
+            if course.events && cut != Cut::ClientGone {
                 tell(&exchange, &client, name).await;
             }
             // Sealed before the reset goes out, so that the log knows it first.
@@ -114,24 +103,6 @@ async fn tell(exchange: &Exchange, client: &mpsc::Sender<Frame<Bytes>>, name: &s
         place.send(Frame::data(event.into()));
         // A reset discards what HTTP/2 has queued, so the event gets a moment to leave.
         tokio::time::sleep(LAST_WORD).await;
-    }
-}
-
-/// Returns when the stream must end, and why.
-async fn stopped(bounds: &Bounds, stores: &Stores, client: &mpsc::Sender<Frame<Bytes>>) -> Cut {
-    let mut revoked = stores.revocations.watch();
-    let end = Instant::now() + bounds.until.since(stores.clock.now());
-    loop {
-        if revoked.borrow_and_update().stops(&bounds.subject, stores.clock.now()).is_some() {
-            return Cut::Revoked;
-        }
-        tokio::select! {
-            biased;
-            changed = revoked.changed() => if changed.is_err() { return Cut::Drained },
-            () = tokio::time::sleep_until(end) => return Cut::Expired,
-            () = client.closed() => return Cut::ClientGone,
-            () = bounds.ending.cancelled() => return Cut::Drained,
-        }
     }
 }
 

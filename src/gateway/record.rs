@@ -8,7 +8,7 @@ use http::{HeaderMap, StatusCode};
 use tokio::time::Instant;
 use tokio_util::task::task_tracker::TaskTrackerToken;
 
-use crate::domain::digest::{Hasher, Opening};
+use crate::domain::digest::{Hasher, Opening, Sha256};
 use crate::domain::leaf::{Admission, Completion, Event, Leaf, Staged};
 use crate::domain::recording::FrameKind;
 use crate::domain::refusal::Refusal;
@@ -48,7 +48,7 @@ struct Inner {
     status: u16,
     sealed: bool,
     /// The log stays open until this is dropped.
-    _open: TaskTrackerToken,
+    open: TaskTrackerToken,
 }
 
 enum RequestMask {
@@ -74,7 +74,6 @@ impl Gateway {
             Some(Err(error)) => return Err(error.into()),
         };
         let (leaf, openings) = self.admission(asking, permit, recording.is_some());
-        self.stores.evidence.append(Staged { leaf, openings }).await?;
         let mut inner = Inner {
             stores: self.stores.clone(),
             request_id: request.id.clone(),
@@ -90,12 +89,20 @@ impl Gateway {
             moved: Instant::now(),
             masked: Counts::new(),
             status: 0,
-            sealed: false,
-            _open: self.tasks.token(),
+            // Until it is admitted there is nothing to end.
+            sealed: true,
+            open: self.tasks.token(),
         };
         let line = format!("{} {}{}", request.head.method, request.origin.as_str(), request.target());
         inner.head(FrameKind::RequestHead, line, &request.head.headers)?;
-        Ok(Exchange(Arc::new(Mutex::new(inner))))
+        // In a task of its own: a client that goes now must not leave an admission without its end.
+        let evidence = self.stores.evidence.clone();
+        let opening = self.tasks.spawn(async move {
+            evidence.append(Staged { leaf, openings }).await?;
+            inner.sealed = false;
+            Ok::<_, Unavailable>(Exchange(Arc::new(Mutex::new(inner))))
+        });
+        Ok(opening.await.map_err(|e| Refusal::unavailable("the evidence log", e))??)
     }
 
     fn admission(&self, asking: &Asking<'_>, permit: &Permit, recorded: bool) -> (Leaf, BTreeMap<String, Opening>) {
@@ -128,7 +135,7 @@ impl Gateway {
 }
 
 fn unrecorded(request_id: &str, error: &Unavailable) {
-    tracing::error!(%error, request_id, "not recorded, and the route lets it pass");
+    tracing::error!(%error, request_id, "an exchange is not recorded whole");
     metrics::counter!("popgate_unrecorded_total").increment(1);
 }
 
@@ -177,6 +184,10 @@ impl Exchange {
     pub fn request_chunk(&self, chunk: &[u8]) -> Result<(), Unavailable> {
         let mut guard = self.lock();
         let inner = &mut *guard;
+        if inner.sealed {
+            // The answer is whole, or was cut: what would follow is in no entry.
+            return Err(Unavailable::new("the recorder", "the exchange has ended"));
+        }
         inner.moved = Instant::now();
         inner.request.0 += chunk.len() as u64;
         inner.request.1.update(chunk);
@@ -246,15 +257,7 @@ impl Inner {
         if std::mem::replace(&mut self.sealed, true) {
             return;
         }
-        let recording_sha256 = match self.recording.take().map(|r| r.finish(how)) {
-            None => None,
-            Some(Ok(digest)) => Some(digest),
-            Some(Err(error)) => {
-                tracing::error!(%error, request_id = self.request_id, "a recording could not be ended");
-                None
-            }
-        };
-        let now = self.stores.clock.now();
+        let took = self.stores.clock.now().since(self.began);
         let completion = Completion {
             request_id: self.request_id.clone(),
             spiffe_id: self.spiffe_id.clone(),
@@ -265,12 +268,32 @@ impl Inner {
             response_sha256: self.response.1.so_far(),
             upstream_bytes: self.upstream_bytes,
             masked: self.masked.clone(),
-            recording_sha256,
+            recording_sha256: None,
             ended: if self.lost && how == "complete" { "complete_unrecorded".into() } else { how.to_owned() },
-            duration_ms: u64::try_from(now.since(self.began).as_millis()).unwrap_or(u64::MAX),
+            duration_ms: u64::try_from(took.as_millis()).unwrap_or(u64::MAX),
         };
-        observe(&completion, now.since(self.began));
-        self.stores.evidence.note(Staged::plain(now, Event::Completion(completion)));
+        observe(&completion, took);
+        let (stores, open) = (self.stores.clone(), self.open.clone());
+        let note = move |completion| {
+            stores.evidence.note(Staged::plain(stores.clock.now(), Event::Completion(completion)));
+            drop(open);
+        };
+        match self.recording.take() {
+            None => note(completion),
+            Some(recording) => recording.finish(how, Box::new(move |digest| note(recorded(completion, digest)))),
+        }
+    }
+}
+
+/// A completion whose recording has ended.
+fn recorded(completion: Completion, digest: Result<Sha256, Unavailable>) -> Completion {
+    match digest {
+        Ok(digest) => Completion { recording_sha256: Some(digest), ..completion },
+        Err(error) => {
+            unrecorded(&completion.request_id, &error);
+            let ended = if completion.ended == "complete" { "complete_unrecorded".into() } else { completion.ended };
+            Completion { ended, ..completion }
+        }
     }
 }
 

@@ -22,11 +22,12 @@ use crate::gateway::answer::stamp;
 use crate::gateway::approve::{Asking, Permit};
 use crate::gateway::authenticate::{Caller, Demand, Unproved};
 use crate::gateway::authorize;
+use crate::gateway::bounds::Bounds;
 use crate::gateway::config::Access;
 use crate::gateway::forward::{Outgoing, Unanswered};
 use crate::gateway::headers;
 use crate::gateway::mask;
-use crate::gateway::pump::{self, Bounds};
+use crate::gateway::pump::{self, Course};
 use crate::gateway::record::Exchange;
 use crate::gateway::routes::{Inject, Route, Rules};
 use crate::gateway::tokens::Caches;
@@ -134,7 +135,7 @@ impl Gateway {
     fn read(&self, request: Request<IncomingBody>, request_id: &str) -> Result<(Incoming, IncomingBody), Refusal> {
         let (head, body) = request.into_parts();
         if head.method == Method::CONNECT {
-            return Err(Refusal::new(405, "method", "CONNECT is not served"));
+            return Err(Refusal::new(501, "method", "CONNECT is not served"));
         }
         let mut hosts = head.headers.get_all(header::HOST).iter();
         let (host, second) = (hosts.next(), hosts.next());
@@ -237,11 +238,12 @@ impl Gateway {
             Ok(exchange) => exchange,
             Err(refusal) => return (Err(refusal), ApprovalState::Failed),
         };
-        let (result, state) = match self.forward(asking, permit, &exchange, body).await {
+        let bounds = self.bounds(asking);
+        let (result, state) = match self.forward(asking, permit, &exchange, body, &bounds).await {
             Ok(upstream) => {
                 let done = upstream.status().is_success();
                 (
-                    self.answer(asking, upstream, &exchange),
+                    self.answer(asking, upstream, &exchange, bounds),
                     if done { ApprovalState::Done } else { ApprovalState::Failed },
                 )
             }
@@ -255,11 +257,22 @@ impl Gateway {
         (result, state)
     }
 
+    /// No exchange outlives the certificate, whatever upstream does.
+    fn bounds(&self, asking: &Asking<'_>) -> Bounds {
+        let token = &asking.caller.token;
+        let mut until = self.stores.clock.now().plus(self.stream_max).min(token.svid_end);
+        if asking.route.ends_with_token {
+            until = until.min(token.claims.exp);
+        }
+        Bounds { subject: asking.caller.subject.clone(), until, ending: self.ending.clone() }
+    }
+
     fn answer(
         &self,
         asking: &Asking<'_>,
         upstream: Response<IncomingBody>,
         exchange: &Exchange,
+        bounds: Bounds,
     ) -> Result<Response<AnyBody>, Refusal> {
         let (mut parts, body) = upstream.into_parts();
         let secret = asking.injected.map(|i| i.secret.as_slice());
@@ -272,19 +285,8 @@ impl Gateway {
         parts.version = http::Version::HTTP_11;
         parts.extensions.clear();
         exchange.response_head(parts.status, &parts.headers)?;
-        let token = &asking.caller.token;
-        let mut until = self.stores.clock.now().plus(self.stream_max).min(token.svid_end);
-        if asking.route.ends_with_token {
-            until = until.min(token.claims.exp);
-        }
-        let bounds = Bounds {
-            subject: asking.caller.subject.clone(),
-            until,
-            idle: asking.route.upstream.idle(),
-            events,
-            ending: self.ending.clone(),
-        };
-        let body = pump::start(body, treatment, exchange.clone(), bounds, self.stores.clone());
+        let course = Course { idle: asking.route.upstream.idle(), events };
+        let body = pump::start(body, treatment, exchange.clone(), bounds, course, self.stores.clone());
         Ok(Response::from_parts(parts, body))
     }
 

@@ -63,9 +63,7 @@ impl Gateway {
     async fn own_approval(&self, peer: &Peer, request: &Incoming, id: &str) -> Result<Response<AnyBody>, Unproved> {
         let caller =
             self.authenticate(peer, request, &Demand { resource: None, certificate: false, nonce: false }).await?;
-        if request.head.method != Method::GET {
-            return Err(Refusal::new(405, "method", "an approval is read with GET").into());
-        }
+        read_only(request)?;
         let found = self.stores.approvals.get(id).await.map_err(Refusal::from)?;
         let own = found.filter(|a| a.requester == caller.token.claims.sub && a.jkt == caller.jkt());
         let approval = own.ok_or_else(not_found)?;

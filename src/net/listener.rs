@@ -4,6 +4,7 @@ use std::any::Any;
 use std::convert::Infallible;
 use std::io;
 use std::net::SocketAddr;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
@@ -157,8 +158,10 @@ pub async fn connection<S: Serve>(
     service: S,
     watcher: Watcher,
 ) {
-    let peer = Arc::new(peer);
+    let (peer, asked) = (Arc::new(peer), Arc::new(AtomicBool::new(false)));
+    let seen = asked.clone();
     let answer = service_fn(move |request| {
+        seen.store(true, Ordering::Relaxed);
         let (service, peer) = (service.clone(), peer.clone());
         async move { Ok::<_, Infallible>(service.serve(peer, request).await) }
     });
@@ -172,7 +175,18 @@ pub async fn connection<S: Serve>(
         .keep_alive_interval(Some(Duration::from_secs(30)));
     let builder = if http2 { builder.http2_only() } else { builder.http1_only() };
     let serving = builder.serve_connection(TokioIo::new(stream), answer).into_owned();
-    if let Err(error) = watcher.watch(serving).await {
-        tracing::debug!(%error, "connection ended");
+    tokio::select! {
+        ended = watcher.watch(serving) => if let Err(error) = ended {
+            tracing::debug!(%error, "connection ended");
+        },
+        () = unasked(&asked) => tracing::debug!("a connection brought no request in time"),
+    }
+}
+
+/// Returns when the first request is overdue. The library's own timers begin after the first bytes of HTTP/2.
+async fn unasked(asked: &AtomicBool) {
+    tokio::time::sleep(HEADERS).await;
+    if asked.load(Ordering::Relaxed) {
+        std::future::pending::<()>().await;
     }
 }

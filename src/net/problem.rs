@@ -1,6 +1,6 @@
 //! Refusals as `application/problem+json` (RFC 9457).
 
-use http::header::{CACHE_CONTROL, CONTENT_TYPE, HeaderValue, LOCATION, RETRY_AFTER};
+use http::header::{ALLOW, CACHE_CONTROL, CONTENT_TYPE, HeaderValue, LOCATION, RETRY_AFTER};
 use http::{Response, StatusCode};
 use serde_json::json;
 
@@ -40,6 +40,10 @@ pub fn response(refusal: &Refusal, request_id: &str) -> Response<AnyBody> {
     headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
     if let Some(location) = refusal.location.as_deref().and_then(|l| HeaderValue::from_str(l).ok()) {
         headers.insert(LOCATION, location);
+    }
+    if refusal.status == 405 {
+        // What answers 405 here is a document of our own.
+        headers.insert(ALLOW, HeaderValue::from_static("GET, HEAD"));
     }
     if let Some(seconds) = refusal.retry_after {
         headers.insert(RETRY_AFTER, HeaderValue::from(seconds));

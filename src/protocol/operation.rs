@@ -112,8 +112,7 @@ fn one_reading(document: &Value, pointer: &str) -> Result<(), BodyError> {
     for token in pointer.split('/').skip(1) {
         let name = token.replace("~1", "/").replace("~0", "~");
         if let Value::Object(members) = value {
-            let folded = name.to_lowercase();
-            if let Some(found) = members.keys().find(|k| **k != name && k.to_lowercase() == folded) {
+            if let Some(found) = members.keys().find(|k| **k != name && fold(k) == fold(&name)) {
                 return Err(BodyError::CaseVariant { pointer: pointer.to_owned(), found: found.clone() });
             }
         }
@@ -126,6 +125,11 @@ fn one_reading(document: &Value, pointer: &str) -> Result<(), BodyError> {
         value = next;
     }
     Ok(())
+}
+
+/// As the most generous readers fold: `ſ` is an `s` to them, and the Kelvin sign a `k`.
+fn fold(name: &str) -> String {
+    name.to_uppercase().to_lowercase()
 }
 
 fn fits(value: &Value, kind: FieldType) -> bool {
@@ -172,6 +176,11 @@ mod tests {
         for body in [r#"{"A":{"v":1}}"#, r#"{"a":{"v":1},"A":{"v":2}}"#, r#"{"a":{"V":1}}"#, r#"{"a":{"v":1,"V":2}}"#] {
             assert!(matches!(read(body), Err(BodyError::CaseVariant { .. })), "{body}");
         }
+        let long_s = body_fields(
+            &[BodyField { name: "s".into(), pointer: "/risk".into(), kind: FieldType::Long, optional: true }],
+            "{\"risk\":1,\"ri\u{17f}\u{212a}\":0}".as_bytes(),
+        );
+        assert!(matches!(long_s, Err(BodyError::CaseVariant { .. })), "letters that only look other");
         for body in [r#"[{"a":{"v":1}}]"#, "1", "null", r#""a""#] {
             assert_eq!(read(body), Err(BodyError::NotObject), "{body}");
         }

@@ -30,6 +30,10 @@ pub trait EvidenceLog: Send + Sync {
 pub trait Recording: Send {
     /// Adds a frame.
     fn frame(&mut self, kind: FrameKind, payload: &[u8]) -> Result<(), Unavailable>;
-    /// Ends the recording; the digest is that of the whole file.
-    fn finish(self: Box<Self>, how: &str) -> Result<Sha256, Unavailable>;
+    /// Ends the recording. `then` gets the digest of the whole file once that is synced, on another thread: an entry
+    /// that names the digest must not be durable before the file is.
+    fn finish(self: Box<Self>, how: &str, then: Finished);
 }
+
+/// What waits for the end of a recording.
+pub type Finished = Box<dyn FnOnce(Result<Sha256, Unavailable>) + Send>;

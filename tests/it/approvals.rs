@@ -29,6 +29,9 @@ async fn a_request_is_held_approved_by_another_person_and_carried_out_once() {
     assert_eq!(held.status, 202);
     assert!(held.headers.contains_key("retry-after"));
     assert_eq!(id(&plain), id(&held), "repeats of one request fold into one");
+    for (prefer, status) in [("return=minimal", 403), ("respond-async", 202), ("return=minimal, Wait=0", 202)] {
+        assert_eq!(prune(&service, &solver, &[("prefer", prefer)], BODY).await.status, status, "{prefer}");
+    }
     let id = id(&held);
     let named = [("popgate-approval", id.as_str())];
     assert_eq!(prune(&service, &solver, &named, BODY).await.problem(), "approval-pending");
@@ -223,8 +226,8 @@ async fn stopping_the_requester_or_the_approver_withdraws_what_is_open() {
     assert_eq!(receipt["withdrawn_approvals"], json!([pending]), "the requester's, and nobody else's");
     let told = held.await.expect("runs");
     assert_eq!((told.status, told.problem().as_str()), (403, "approval-expired"), "a held request is told at once");
-    let receipt =
-        service.admin(Method::POST, "/v1/offboard", Some(json!({"person": crate::world::ALICE}))).await.expect("stops");
+    let person = json!({"kind": "spiffe-id", "value": "spiffe://example.org/popgate/person/alice", "reason": "test"});
+    let receipt = service.admin(Method::POST, "/v1/revocations", Some(person)).await.expect("stops");
     assert_eq!(receipt["withdrawn_approvals"], json!([decided]), "the approver's");
     let shown = service.admin(Method::GET, &format!("/v1/approvals/{decided}"), None).await.expect("shown");
     assert_eq!(shown["state"], "withdrawn");

@@ -389,3 +389,56 @@ async fn health_and_metrics_answer_to_their_own_host_alone() {
         assert!(text.contains(metric), "{metric} in {text}");
     }
 }
+
+/// Over HTTP/1.1 a body that is empty is dropped before anybody asks for it: that is no client who went.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn empty_answers_over_http_1_1_are_whole() {
+    let service = Service::start().await;
+    let solver = service.solver().await;
+    let url = service.url("gateway", "/v1/runs/r1");
+    assert_eq!(solver.get(&url).await.status, 200);
+    let token = solver.token(&url).await;
+    service.upstream.on_request(|seen| {
+        let mut response = respond(200, "application/json", "");
+        if seen.target.ends_with("none") {
+            *response.status_mut() = http::StatusCode::NO_CONTENT;
+            response.headers_mut().remove("content-type");
+        }
+        response
+    });
+    let root = std::fs::read(service.data.join("ca.pem")).expect("reads");
+    let root =
+        rustls::pki_types::pem::PemObject::from_pem_slice(&root).map(|c: rustls::pki_types::CertificateDer| c.to_vec());
+    let mut tls = popgate::net::tls::web_client(&[root.expect("a certificate")]).expect("a client");
+    tls.alpn_protocols = vec![b"http/1.1".to_vec()];
+    let connector = tokio_rustls::TlsConnector::from(std::sync::Arc::new(tls));
+    let address = service.addresses["gateway"].trim_start_matches("https://").to_owned();
+    let stream = tokio::net::TcpStream::connect(&address).await.expect("connects");
+    let name = rustls::pki_types::ServerName::try_from("127.0.0.1").expect("a name");
+    let stream = connector.connect(name, stream).await.expect("shakes hands");
+    let io = hyper_util::rt::TokioIo::new(stream);
+    let (mut sender, connection) = hyper::client::conn::http1::handshake(io).await.expect("speaks HTTP");
+    tokio::spawn(connection);
+    let mut ids = Vec::new();
+    for n in 0..20 {
+        let path = if n % 2 == 0 { "/v1/runs/empty" } else { "/v1/runs/none" };
+        let proof = solver.session.prove("GET", &service.url("gateway", path), Some(&token));
+        let request = http::Request::get(path)
+            .header("host", &address)
+            .header("authorization", format!("DPoP {}", token.expose()))
+            .header("dpop", proof)
+            .body(http_body_util::Full::new(Bytes::new()))
+            .expect("builds");
+        sender.ready().await.expect("kept alive");
+        let response = sender.send_request(request).await.expect("answers");
+        assert!(matches!(response.status().as_u16(), 200 | 204), "{}", response.status());
+        ids.push(response.headers()["popgate-request-id"].to_str().expect("an id").to_owned());
+        response.into_body().collect().await.expect("reads");
+    }
+    assert!(service.verify().await.status.success());
+    let data = service.data.to_str().expect("UTF-8");
+    for id in ids {
+        let shown = crate::world::stdout(&crate::world::run(&["audit", "show", &id, "--data-dir", data, "--json"]));
+        assert!(shown.contains(r#""ended":"complete""#), "{shown}");
+    }
+}

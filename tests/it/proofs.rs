@@ -292,6 +292,9 @@ async fn p11_every_other_way_to_carry_a_token_is_refused() {
     let proof = prove();
     let in_query = format!("{url}?access_token={}", token.expose());
     assert_eq!(solver.raw("GET", &in_query, &[("dpop", &proof)], false).await.status, 400, "token in the query");
+    let spelt = format!("{url}?a=1&%61ccess_token=x");
+    assert_eq!(solver.get(&spelt).await.status, 400, "however it is spelt");
+    assert_eq!(solver.get(&format!("{url}?access=1&x=%zz")).await.status, 200, "another parameter is no token");
     let proof = prove();
     assert_eq!(
         solver.raw("GET", &url, &[("authorization", &lower), ("dpop", &proof)], false).await.status,

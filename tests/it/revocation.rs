@@ -189,3 +189,34 @@ async fn a_revoked_certificate_on_the_connection_carries_nobodys_token() {
     assert_eq!((refused.status, refused.error()), (401, "invalid_token"));
     assert_eq!(send(false).await.status, 200, "the token itself stands");
 }
+
+/// Before upstream has answered nothing streams, and a stop counts all the same.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_stop_ends_an_exchange_that_waits_for_upstream() {
+    let service = Service::start().await;
+    let solver = service.solver().await;
+    let (release, hold) = std::sync::mpsc::channel::<()>();
+    let (arrived, mut told) = tokio::sync::mpsc::unbounded_channel();
+    let hold = std::sync::Mutex::new(hold);
+    service.upstream.on_request(move |_| {
+        arrived.send(()).expect("sends");
+        let _ = tokio::task::block_in_place(|| hold.lock().expect("no panic").recv());
+        crate::world::respond(200, "application/json", "{}")
+    });
+    let url = service.url("gateway", "/v1/runs/r1");
+    let token = solver.token(&url).await;
+    assert_eq!(solver.get(&service.url("gateway", "/dead/x")).await.status, 502, "learns the nonce");
+    let (client, credential) = (solver.clone(), format!("DPoP {}", token.expose()));
+    let proof = solver.session.prove("GET", &url, Some(&token));
+    let call = tokio::spawn(async move {
+        client.raw("GET", &url, &[("authorization", &credential), ("dpop", &proof)], false).await.status
+    });
+    told.recv().await.expect("upstream has it");
+    let stop = json!({"kind": "spiffe-id", "value": SOLVER, "reason": "test"});
+    service.admin(Method::POST, "/v1/revocations", Some(stop)).await.expect("revokes");
+    let ended = tokio::time::timeout(std::time::Duration::from_secs(20), call).await.expect("at once, not at last");
+    assert_eq!(ended.expect("runs"), 401);
+    drop(release);
+    let report = service.verify().await;
+    assert!(report.status.success(), "{}", crate::world::stdout(&report));
+}

@@ -1,0 +1,74 @@
+//! What bounds an exchange from its admission to its last byte: a stop, a time, the end of the service.
+
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+
+use crate::domain::refusal::{OauthError, Refusal};
+use crate::domain::revocation::Subject;
+use crate::domain::time::Timestamp;
+use crate::store::Stores;
+
+/// Why an exchange was ended before upstream ended it.
+#[derive(Clone, Copy, Debug, Eq, PartialEq, strum::IntoStaticStr)]
+#[strum(serialize_all = "snake_case")]
+pub enum Cut {
+    /// Its caller was stopped.
+    Revoked,
+    /// Its time is over.
+    Expired,
+    /// The mask cannot read on, or forbids what it read.
+    Masked,
+    /// It cannot be recorded.
+    Unrecorded,
+    /// Upstream broke off.
+    Upstream,
+    /// Upstream was silent too long.
+    Silent,
+    /// The client went.
+    ClientGone,
+    /// The service goes.
+    Drained,
+}
+
+/// What bounds an exchange.
+pub struct Bounds {
+    /// Whom it is for; a stop of any part of it ends the exchange.
+    pub subject: Subject,
+    /// When it ends at the latest.
+    pub until: Timestamp,
+    /// Ends every exchange: the service goes.
+    pub ending: CancellationToken,
+}
+
+impl Bounds {
+    /// Returns when the exchange must end, and why.
+    pub async fn over(&self, stores: &Stores) -> Cut {
+        let mut revoked = stores.revocations.watch();
+        let end = Instant::now() + self.until.since(stores.clock.now());
+        loop {
+            if revoked.borrow_and_update().stops(&self.subject, stores.clock.now()).is_some() {
+                return Cut::Revoked;
+            }
+            tokio::select! {
+                biased;
+                changed = revoked.changed() => if changed.is_err() { return Cut::Drained },
+                () = tokio::time::sleep_until(end) => return Cut::Expired,
+                () = self.ending.cancelled() => return Cut::Drained,
+            }
+        }
+    }
+}
+
+impl Cut {
+    /// What a client reads whose answer had not begun.
+    pub fn refusal(self) -> Refusal {
+        let gone = |detail: &str| Refusal::unauthorized(OauthError::InvalidToken, detail);
+        match self {
+            Self::Revoked => gone("the workload or its token was revoked while upstream worked"),
+            Self::Expired => {
+                gone("the certificate, the token or the time for one exchange ended while upstream worked")
+            }
+            other => Refusal { retry_after: Some(1), ..Refusal::unavailable("the gateway", <&str>::from(other)) },
+        }
+    }
+}
