@@ -111,10 +111,9 @@ fn one_reading(document: &Value, pointer: &str) -> Result<(), BodyError> {
     let mut value = document;
     for token in pointer.split('/').skip(1) {
         let name = token.replace("~1", "/").replace("~0", "~");
-        if let Value::Object(members) = value {
-            if let Some(found) = members.keys().find(|k| **k != name && fold(k) == fold(&name)) {
-                return Err(BodyError::CaseVariant { pointer: pointer.to_owned(), found: found.clone() });
-            }
+        let mut names = value.as_object().into_iter().flat_map(Map::keys);
+        if let Some(found) = names.find(|k| **k != name && fold(k) == fold(&name)) {
+            return Err(BodyError::CaseVariant { pointer: pointer.to_owned(), found: found.clone() });
         }
         let next = match value {
             Value::Object(members) => members.get(&name),
