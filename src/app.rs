@@ -309,9 +309,10 @@ pub fn schema(config: &Config) -> Result<String, StartError> {
 
 /// Checks everything that can be checked without starting; gives the warnings.
 pub fn check(config: &Config) -> Result<Vec<String>, StartError> {
-    configured_rules(config)?;
+    let mut warnings = configured_rules(config)?.warnings();
     if let Some(issuer) = &config.token.issuer {
         Origin::parse(issuer).map_err(|e| StartError::Issuer(issuer.clone(), e))?;
     }
-    Ok(crate::protocol::policy::warnings(&config.policies()?))
+    warnings.extend(crate::protocol::policy::warnings(&config.policies()?));
+    Ok(warnings)
 }

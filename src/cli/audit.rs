@@ -10,9 +10,10 @@ use serde_json::{Value, json};
 use crate::cli::Global;
 use crate::cli::context::{self, Failure};
 use crate::domain::recording::FrameKind;
+use crate::evidence::EvidenceError;
 use crate::evidence::files::EvidenceDir;
 use crate::evidence::reader::{LogReader, ReadEntry};
-use crate::evidence::verify::{Anchors, Report, verify};
+use crate::evidence::verify::{Anchors, Report, VerifyError, verify};
 use crate::evidence::{export, replay};
 use crate::net::files;
 use crate::protocol::checkpoint::Vkey;
@@ -252,7 +253,13 @@ fn prove(
             if global.json {
                 context::out(&format!("{}\n", json!({"ok": false, "reason": error.to_string()})));
             }
-            Err(Failure::failed(format!("the evidence does not hold: {error}")))
+            Err(match &error {
+                // Nothing to look at is no finding about evidence.
+                VerifyError::Evidence(EvidenceError::Io { .. }) if !reader.dir().checkpoint().exists() => {
+                    Failure::failed(format!("there is no log to verify: {error}; give a data or evidence directory"))
+                }
+                _ => Failure::failed(format!("the evidence does not hold: {error}")),
+            })
         }
     }
 }

@@ -1,5 +1,6 @@
 //! `call`: like curl, with certificate, token, proof, nonce and approval taken care of.
 
+use std::io::IsTerminal as _;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
@@ -143,13 +144,18 @@ async fn show(args: &CallArgs, response: Response<Incoming>) -> Result<(), Failu
     }
     let hint = Session::explain(&response);
     let mut body = response.into_body();
+    let mut last = b'\n';
     while let Some(frame) = body.frame().await {
         let frame = frame.map_err(|e| {
             Failure::failed(format!("the response broke off: {e}; it was cut by the gateway or upstream"))
         })?;
         if let Ok(chunk) = frame.into_data() {
             context::out_bytes(&chunk);
+            last = chunk.last().copied().unwrap_or(last);
         }
+    }
+    if last != b'\n' && std::io::stdout().is_terminal() {
+        context::out("\n");
     }
     if let Some(hint) = hint {
         eprintln!("popgate: {}", context::harmless(&hint));

@@ -41,6 +41,9 @@ impl HttpClient {
     /// Sends a request; the answer's body streams.
     pub async fn send(&self, request: Request<Bytes>) -> Result<Response<Incoming>, ClientError> {
         let url = request.uri().to_string();
+        if request.uri().scheme_str() != Some("https") {
+            return Err(ClientError::Input(format!("{url}: write https://; certificates and proofs need TLS")));
+        }
         let request = request.map(full);
         self.0.request(request).await.map_err(|e| failure(&url, &e))
     }

@@ -86,7 +86,10 @@ impl Session {
         if !inside && !bare.contains("/.popgate/") {
             return Err(ClientError::Protocol {
                 what: metadata,
-                cause: format!("it describes {}, which {bare} is not part of", target.resource),
+                cause: format!(
+                    "it describes {}, which {bare} is not part of: no route may have this path",
+                    target.resource
+                ),
             });
         }
         let mut targets = lock(&self.targets);

@@ -98,6 +98,7 @@ fn view(approval: &Approval) -> Value {
         "method": approval.shown.method,
         "url": approval.shown.url,
         "content_type": approval.shown.content_type,
+        "headers": approval.shown.headers.iter().map(|(n, v)| format!("{n}: {v}")).collect::<Vec<_>>(),
         "body": approval.shown.body,
         "rule": approval.rule,
         "policy_version": approval.policy_version,

@@ -117,6 +117,9 @@ pub struct Shown {
     pub object: String,
     /// Content type of the body, if there is one.
     pub content_type: Option<String>,
+    /// Further headers that are bound; of a cookie the length alone.
+    #[serde(default)]
+    pub headers: Vec<(String, String)>,
     /// The body, masked as the approver may see it.
     pub body: String,
 }

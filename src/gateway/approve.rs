@@ -348,6 +348,16 @@ fn shown(asking: &Asking<'_>) -> Shown {
         operation: asking.intent.operation.clone(),
         object: format!("{}{}", asking.intent.route, asking.intent.object),
         content_type,
+        headers: headers::bound(&request.head.headers).into_iter().map(told).collect(),
         body,
     }
+}
+
+fn told((name, value): (String, Vec<u8>)) -> (String, String) {
+    let value = if name == "cookie" {
+        format!("[{} bytes]", value.len())
+    } else {
+        String::from_utf8_lossy(&value).into_owned()
+    };
+    (name, value)
 }

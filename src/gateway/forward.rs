@@ -104,7 +104,10 @@ where
         let frame = ready!(Pin::new(&mut self.body).poll_frame(cx));
         Poll::Ready(match frame {
             None => self.exchange.request_end().err().map(|e| Err(e.into())),
-            Some(Err(error)) => Some(Err(error.into())),
+            Some(Err(error)) => {
+                self.exchange.request_broke();
+                Some(Err(error.into()))
+            }
             Some(Ok(frame)) => {
                 let recorded = frame.data_ref().map_or(Ok(()), |chunk| self.exchange.request_chunk(chunk));
                 Some(recorded.map(|()| frame).map_err(Into::into))
@@ -188,8 +191,16 @@ impl Gateway {
         match answered {
             Some(Ok(response)) => Ok(response),
             Some(Err(error)) => {
-                let detail =
-                    format!("the protected service of route {} does not answer; it may be down", asking.route.name);
+                if exchange.request_has_broken() {
+                    let refusal = Refusal::new(400, "body", "the request's body is malformed or broke off");
+                    return Err(Unanswered { refusal: refusal.because(chain(&error)), sent: true });
+                }
+                let name = &asking.route.name;
+                let detail = if error.is_connect() {
+                    format!("the protected service of route {name} does not answer; it may be down")
+                } else {
+                    format!("the protected service of route {name} broke off, or does not speak HTTP")
+                };
                 let refusal = Refusal { retry_after: Some(5), ..Refusal::new(502, "upstream", detail) };
                 Err(Unanswered { refusal: refusal.because(chain(&error)), sent: !error.is_connect() })
             }

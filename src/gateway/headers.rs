@@ -97,8 +97,11 @@ pub fn towards_upstream(client: &HeaderMap, masked: bool) -> HeaderMap {
 pub fn towards_client(upstream: &HeaderMap, masked: bool, secret: Option<&[u8]>) -> HeaderMap {
     let mut headers = upstream.clone();
     remove_hop(&mut headers);
-    let ours: Vec<HeaderName> =
-        headers.keys().filter(|n| n.as_str().starts_with("popgate-") || n.as_str() == "dpop-nonce").cloned().collect();
+    // Ours to say, or for the gateway's whole origin.
+    let is_ours = |n: &HeaderName| {
+        n.as_str().starts_with("popgate-") || ["dpop-nonce", "txn-token", "alt-svc"].contains(&n.as_str())
+    };
+    let ours: Vec<HeaderName> = headers.keys().filter(|n| is_ours(n)).cloned().collect();
     for name in ours {
         headers.remove(name);
     }
@@ -182,6 +185,8 @@ mod tests {
     fn the_client_gets_no_challenge_nonce_or_credential_of_upstream() {
         let upstream = map(&[
             ("dpop-nonce", "n"),
+            ("txn-token", "t"),
+            ("alt-svc", "h3=\":443\""),
             ("popgate-request-id", "forged"),
             ("www-authenticate", "Basic realm=\"x\", DPoP error=\"x\""),
             ("etag", "\"1\""),

@@ -6,7 +6,7 @@ use http::{HeaderMap, Method, StatusCode, header};
 
 use crate::domain::refusal::Refusal;
 use crate::gateway::routes::Route;
-use crate::protocol::masking::{Blocked, MaskRules, Masker, text::TextMasker};
+use crate::protocol::masking::{Blocked, MaskRules, Masker};
 
 /// How a response body is treated.
 pub enum Treatment {
@@ -36,6 +36,9 @@ pub fn treatment(
     if is_coded(headers) {
         return Err(unreadable(Blocked::Coding));
     }
+    if route.mask.is_some() && headers.get_all(header::CONTENT_TYPE).iter().count() > 1 {
+        return Err(unreadable(Blocked::ContentType));
+    }
     let kind = headers.get(header::CONTENT_TYPE).and_then(|v| v.to_str().ok()).unwrap_or_default();
     let partial = status == StatusCode::PARTIAL_CONTENT;
     let masker = match (&route.mask, secret) {
@@ -59,7 +62,7 @@ fn credential_alone(secret: Option<&[u8]>, kind: &str) -> Masker {
     let rules = Arc::new(rules);
     // Events would be held whole and have a limit, which a route without a mask did not ask for.
     let kind = if kind.starts_with("text/") { "" } else { kind };
-    Masker::for_content_type(&rules, kind).unwrap_or_else(|_| Masker::Text(TextMasker::new(rules)))
+    Masker::for_content_type(&rules, kind).unwrap_or_else(|_| Masker::bytes(rules))
 }
 
 /// Whether the body is in a coding: as content, or as a transfer coding besides the framing itself.

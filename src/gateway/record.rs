@@ -37,6 +37,8 @@ struct Inner {
     degraded: bool,
     /// Whether the recording broke off and the exchange went on.
     lost: bool,
+    /// Whether the request's body failed before its end.
+    broke: bool,
     /// Masks what is recorded of the request; none: recorded as it is.
     request_mask: RequestMask,
     request: (u64, Hasher),
@@ -82,6 +84,7 @@ impl Gateway {
             recording,
             degraded,
             lost: false,
+            broke: false,
             request_mask: request_mask(asking),
             request: (0, Hasher::default()),
             response: (0, Hasher::default()),
@@ -207,6 +210,16 @@ impl Exchange {
     /// When the last piece of the request's body passed; before the first, when the exchange began.
     pub fn last_request_chunk(&self) -> Instant {
         self.lock().moved
+    }
+
+    /// The client's body is malformed, or the client went.
+    pub fn request_broke(&self) {
+        self.lock().broke = true;
+    }
+
+    /// See [`Self::request_broke`].
+    pub fn request_has_broken(&self) -> bool {
+        self.lock().broke
     }
 
     /// The request's body has ended.

@@ -134,6 +134,25 @@ impl Rules {
         self.routes.iter().find(|r| r.path.matches(path).is_some())
     }
 
+    /// Operations that can never match, since one before them has all their requests: a policy on them decides nothing.
+    pub fn warnings(&self) -> Vec<String> {
+        let mut found = Vec::new();
+        for route in &self.routes {
+            for (at, late) in route.operations.iter().enumerate() {
+                let first =
+                    route.operations[..at].iter().find(|o| o.method == late.method && o.path.covers(&late.path));
+                if let Some(first) = first {
+                    let (late, first) = (&late.name, &first.name);
+                    found.push(format!(
+                        "route {:?}: operation {late:?} never matches, for {first:?} stands before it and has all its requests; put it first",
+                        route.name
+                    ));
+                }
+            }
+        }
+        found
+    }
+
     /// All routes.
     pub fn routes(&self) -> &[Route] {
         &self.routes
@@ -259,7 +278,7 @@ fn mask(name: &str, config: &MaskConfig) -> Result<Arc<MaskRules>, RuleError> {
     }
     let delta: Vec<&str> = match &config.delta {
         Some(paths) => paths.iter().map(String::as_str).collect(),
-        None => MaskRules::OPENAI_DELTA.to_vec(),
+        None => MaskRules::KNOWN_DELTAS.to_vec(),
     };
     Ok(Arc::new(MaskRules {
         detectors: config.detectors.iter().map(detector).collect::<Result<_, _>>()?,

@@ -137,6 +137,13 @@ impl Gateway {
         if head.method == Method::CONNECT {
             return Err(Refusal::new(501, "method", "CONNECT is not served"));
         }
+        if head.uri.scheme_str().is_some_and(|scheme| scheme != "https") {
+            return Err(Refusal::new(400, "scheme", "the request is for another scheme than https"));
+        }
+        let coded = |v: &http::HeaderValue| !v.as_bytes().eq_ignore_ascii_case(b"chunked");
+        if head.headers.get_all(header::TRANSFER_ENCODING).iter().any(coded) {
+            return Err(Refusal::new(501, "coding", "the only transfer coding here is chunked"));
+        }
         let mut hosts = head.headers.get_all(header::HOST).iter();
         let (host, second) = (hosts.next(), hosts.next());
         let host = host.and_then(|h| h.to_str().ok());

@@ -105,7 +105,7 @@ fn checked_header(token: &str) -> Result<Map<String, Value>, TokenError> {
 pub fn verify(token: &str, key: &PublicKey, issuer: &str, now: Timestamp) -> Result<Claims, TokenError> {
     checked_header(token)?;
     let parts = Compact::split(token).map_err(|_| TokenError::Form)?;
-    parts.verify(key).map_err(|e| if e == JwsError::Form { TokenError::Form } else { TokenError::Signature })?;
+    parts.verify_own(key).map_err(|e| if e == JwsError::Form { TokenError::Form } else { TokenError::Signature })?;
     let payload = parts.payload_object().map_err(|_| TokenError::Claims)?;
     let claims = read(&payload)?;
     if claims.iss != issuer {

@@ -2,6 +2,9 @@
 
 use base64::Engine as _;
 use base64::prelude::BASE64_URL_SAFE_NO_PAD as B64;
+use p256::Scalar;
+use p256::elliptic_curve::PrimeField as _;
+use p256::elliptic_curve::scalar::IsHigh as _;
 use serde_json::{Map, Value};
 
 use crate::protocol::json;
@@ -60,11 +63,37 @@ impl<'a> Compact<'a> {
         json::parse_object(&bytes).map_err(|_| JwsError::Payload)
     }
 
+    /// Checks a signature of our own with `key`: of its two forms only the one that we make.
+    pub fn verify_own(&self, key: &PublicKey) -> Result<(), JwsError> {
+        let signature = B64.decode(self.signature).map_err(|_| JwsError::Form)?;
+        if is_low_s(&signature) { self.verify(key) } else { Err(JwsError::Signature) }
+    }
+
     /// Checks the signature with `key`.
     pub fn verify(&self, key: &PublicKey) -> Result<(), JwsError> {
         let signature = B64.decode(self.signature).map_err(|_| JwsError::Form)?;
         key.verifies(self.signing_input.as_bytes(), &signature).then_some(()).ok_or(JwsError::Signature)
     }
+}
+
+/// Whether an ES256 signature is the one of its two forms that we make. (r, s) and (r, n − s) both verify, so whoever has a
+/// token could make another text of it, which nobody minted.
+pub fn is_low_s(signature: &[u8]) -> bool {
+    s_of(signature).is_some_and(|s| !bool::from(s.is_high()))
+}
+
+/// The low form of an ES256 signature.
+fn low_s(mut signature: Vec<u8>) -> Vec<u8> {
+    match s_of(&signature) {
+        Some(s) if bool::from(s.is_high()) => signature[32..].copy_from_slice(&(-s).to_repr()),
+        _ => {}
+    }
+    signature
+}
+
+fn s_of(signature: &[u8]) -> Option<Scalar> {
+    let (_, s) = signature.split_at_checked(32)?;
+    Scalar::from_repr(p256::FieldBytes::try_from(s).ok()?).into()
 }
 
 /// Checks the members of a header that decide how it is read (RFC 7515 §4.1.11, RFC 7797, RFC 8725 §3.11).
@@ -105,7 +134,7 @@ pub fn sign(header: &Value, payload: &Value, key: &SigningKey) -> String {
     let mut text = B64.encode(header.to_string());
     text.push('.');
     B64.encode_string(payload.to_string(), &mut text);
-    let signature = (key.sign)(text.as_bytes());
+    let signature = low_s((key.sign)(text.as_bytes()));
     text.push('.');
     B64.encode_string(signature, &mut text);
     text

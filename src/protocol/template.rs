@@ -70,6 +70,20 @@ impl Template {
         parts.next().is_none().then_some(found)
     }
 
+    /// Whether each path that `other` matches is matched by this one, too.
+    pub fn covers(&self, other: &Self) -> bool {
+        let mut theirs = other.segments.iter();
+        for ours in &self.segments {
+            match (ours, theirs.next()) {
+                (Segment::Rest, _) => return true,
+                (Segment::Parameter(_), Some(Segment::Parameter(_) | Segment::Literal(_))) => {}
+                (Segment::Literal(a), Some(Segment::Literal(b))) if a == b => {}
+                _ => return false,
+            }
+        }
+        theirs.next().is_none()
+    }
+
     /// Whether two templates match the same paths, whatever their parameters are called.
     pub fn same_paths(&self, other: &Self) -> bool {
         let alike =
@@ -131,6 +145,22 @@ mod tests {
             [("/v1/**", "/v10"), ("/a/{b}", "/a/"), ("/a/{b}", "/a"), ("/a", "/a/"), ("/a/{b}", "/a/b/c")]
         {
             assert_eq!(hit(template, path), None, "{template} {path}");
+        }
+    }
+
+    #[test]
+    fn a_wider_template_covers_a_narrower_one() {
+        let covers =
+            |a: &str, b: &str| Template::parse(a).expect("a template").covers(&Template::parse(b).expect("a template"));
+        for (wide, narrow) in
+            [("/a/**", "/a/b/**"), ("/a/**", "/a"), ("/a/{x}", "/a/b"), ("/{x}/b", "/a/b"), ("/a", "/a")]
+        {
+            assert!(covers(wide, narrow), "{wide} {narrow}");
+        }
+        for (wide, narrow) in
+            [("/a/b/**", "/a/**"), ("/a/b", "/a/{x}"), ("/a/{x}", "/a/b/c"), ("/a/{x}", "/a/**"), ("/a", "/b")]
+        {
+            assert!(!covers(wide, narrow), "{wide} {narrow}");
         }
     }
 

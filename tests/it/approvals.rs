@@ -144,10 +144,11 @@ async fn denied_is_final_and_a_stopped_approver_voids_the_approval() {
 async fn what_the_approver_sees_is_masked() {
     let service = Service::start().await;
     let solver = service.solver().await;
-    let held =
-        prune(&service, &solver, &[("prefer", "wait=0")], r#"{"if_version":3,"why":"ada@example.org asks"}"#).await;
+    let headers = [("prefer", "wait=0"), ("x-tenant", "a"), ("cookie", "s=12345"), ("user-agent", "any")];
+    let held = prune(&service, &solver, &headers, r#"{"if_version":3,"why":"ada@example.org asks"}"#).await;
     let shown = service.admin(Method::GET, &format!("/v1/approvals/{}", id(&held)), None).await.expect("shown");
     assert_eq!(shown["body"], r#"{"if_version":3,"why":"[redacted:email] asks"}"#);
+    assert_eq!(shown["headers"], json!(["cookie: [7 bytes]", "x-tenant: a"]), "the headers that are bound");
 }
 
 /// Asks until the approval has left `executing`.

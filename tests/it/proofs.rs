@@ -139,6 +139,9 @@ async fn each_bad_proof_is_refused_by_name_and_never_forwarded() {
 /// What is legal and looks odd. Each row is a proof of its own, and each reaches upstream once.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_the_standards_allow_passes() {
+    use base64::Engine as _;
+    use base64::prelude::BASE64_URL_SAFE_NO_PAD as B64;
+    use p256::elliptic_curve::PrimeField as _;
     let service = Service::start().await;
     let solver = service.solver().await;
     let url = service.url("gateway", "/v1/runs/r~1");
@@ -181,6 +184,17 @@ async fn what_the_standards_allow_passes() {
         assert_eq!(answer.status, 200, "{name}: {}", answer.text());
         assert_eq!(service.upstream.count(), n + 1, "{name}");
     }
+    // P13, and the log: of a token's two signatures only the minted one is a token.
+    let (signed, signature) = token.expose().rsplit_once('.').expect("three parts");
+    let mut bytes = B64.decode(signature).expect("base64url");
+    let s = p256::Scalar::from_repr(p256::FieldBytes::try_from(&bytes[32..]).expect("32 bytes")).expect("in range");
+    bytes[32..].copy_from_slice(&(-s).to_repr());
+    let other = popgate::domain::secret::AccessToken::new(format!("{signed}.{}", B64.encode(bytes)));
+    let mut proof = HandMade::new(key_of(solver.session.identity()), "GET", &url, Some(&other));
+    proof.payload["nonce"] = nonce.clone().into();
+    let credential = format!("DPoP {}", other.expose());
+    let answer = solver.raw("GET", &url, &[("authorization", &credential), ("dpop", &proof.sign())], false).await;
+    assert_eq!((answer.status, answer.error()), (401, "invalid_token"), "a text that nobody minted");
     // P8: another signature over the same claims is the same proof.
     let mut twice = HandMade::new(key_of(solver.session.identity()), "GET", &url, Some(&token));
     twice.payload["nonce"] = nonce.into();

@@ -220,3 +220,36 @@ async fn a_stop_ends_an_exchange_that_waits_for_upstream() {
     let report = service.verify().await;
     assert!(report.status.success(), "{}", crate::world::stdout(&report));
 }
+
+/// What cannot be written did not happen: no receipt, and no stop that is forgotten later.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_stop_that_the_ledger_cannot_keep_is_no_stop_and_says_so() {
+    let service = Service::start().await;
+    let solver = service.solver().await;
+    let url = service.url("gateway", "/v1/runs/r1");
+    assert_eq!(solver.get(&url).await.status, 200);
+    let join_token = service.join_token(SOLVER).await;
+    let limit = |bytes: &str| {
+        let pid = service.pid().to_string();
+        let status =
+            std::process::Command::new("prlimit").args(["--pid", &pid, &format!("--fsize={bytes}:unlimited")]).status();
+        assert!(status.expect("util-linux has prlimit").success());
+    };
+    // No file may grow beyond the ledger's journal as it is now; the log's files are far smaller.
+    let journal = std::fs::metadata(service.data.join("ledger.db-wal")).expect("there").len();
+    limit(&journal.to_string());
+    let stop = json!({"kind": "spiffe-id", "value": SOLVER, "reason": "test"});
+    for _ in 0..3 {
+        let refused = service.admin(Method::POST, "/v1/revocations", Some(stop.clone())).await.expect_err("refused");
+        assert_eq!(refused.status(), Some(503), "{refused}");
+    }
+    let joined = enrol::join(&service.addresses["identity"], &join_token).await;
+    assert_eq!(joined.err().and_then(|e| e.status()), Some(503), "a token whose spending cannot be kept is not spent");
+    assert_eq!(solver.get(&url).await.status, 200, "nothing was stopped");
+    limit("unlimited");
+    enrol::join(&service.addresses["identity"], &join_token).await.expect("it is good still");
+    service.admin(Method::POST, "/v1/revocations", Some(stop)).await.expect("revokes, with space again");
+    let stops = service.admin(Method::GET, "/v1/revocations", None).await.expect("lists");
+    assert_eq!(stops.as_array().map(Vec::len), Some(1), "{stops}");
+    assert!(service.verify().await.status.success());
+}

@@ -132,6 +132,11 @@ impl Drop for Service {
 
 pub fn popgate() -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_popgate"));
+    without_settings(&mut command);
+    command
+}
+
+fn without_settings(command: &mut Command) -> &mut Command {
     for (name, _) in std::env::vars().filter(|(n, _)| n.starts_with("POPGATE_")) {
         command.env_remove(name);
     }
@@ -323,8 +328,10 @@ impl Service {
 
 fn spawn(base: &Path) -> (Child, HashMap<String, String>) {
     let log = std::fs::OpenOptions::new().create(true).append(true).open(base.join("serve.log")).expect("log");
-    let mut command = popgate();
-    command
+    // With SIGXFSZ ignored a test may make the disk full for this process alone: writes beyond its limit then fail.
+    let mut command = Command::new("sh");
+    command.args(["-c", "trap '' XFSZ; exec \"$0\" \"$@\"", env!("CARGO_BIN_EXE_popgate")]);
+    without_settings(&mut command)
         .args(["serve", "--json", "--config"])
         .arg(base.join("popgate.toml"))
         .stdin(Stdio::null())

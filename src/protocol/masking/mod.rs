@@ -38,7 +38,15 @@ pub enum Blocked {
 }
 
 /// A masker for one body.
-pub enum Masker {
+pub struct Masker {
+    framing: Framing,
+    /// The body's first bytes, until they show that it is text.
+    front: Vec<u8>,
+    /// Whether they have.
+    begun: bool,
+}
+
+enum Framing {
     /// `application/json`, `+json`, NDJSON: values in a row.
     Json(json::JsonMasker),
     /// `text/event-stream`.
@@ -59,19 +67,59 @@ impl Masker {
             essence.as_str(),
             "application/json" | "text/json" | "application/x-ndjson" | "application/ndjson" | "application/jsonl"
         ) || (essence.starts_with("application/") && essence.ends_with("+json"));
-        if json {
-            Ok(Self::Json(json::JsonMasker::new(rules.clone())))
+        let framing = if json {
+            Framing::Json(json::JsonMasker::new(rules.clone()))
         } else if essence == "text/event-stream" {
-            Ok(Self::Sse(Box::new(sse::SseMasker::new(rules.clone()))))
+            Framing::Sse(Box::new(sse::SseMasker::new(rules.clone())))
         } else if essence.starts_with("text/") {
-            Ok(Self::Text(text::TextMasker::new(rules.clone())))
+            Framing::Text(text::TextMasker::new(rules.clone()))
         } else {
-            Err(Blocked::ContentType)
-        }
+            return Err(Blocked::ContentType);
+        };
+        Ok(Self { framing, front: Vec::new(), begun: false })
+    }
+
+    /// Scans bytes of any kind as one text, whatever they are.
+    pub fn bytes(rules: Arc<MaskRules>) -> Self {
+        Self { framing: Framing::Text(text::TextMasker::new(rules)), front: Vec::new(), begun: true }
     }
 
     /// Takes a chunk and appends what may be released.
     pub fn push(&mut self, chunk: &[u8], out: &mut Vec<u8>) -> Result<(), Blocked> {
+        if self.begun {
+            return self.framing.push(chunk, out);
+        }
+        self.front.extend_from_slice(chunk);
+        if self.front.len() < 2 { Ok(()) } else { self.begin(out) }
+    }
+
+    /// The body has ended: decides and releases the rest.
+    pub fn finish(&mut self, out: &mut Vec<u8>) -> Result<(), Blocked> {
+        if !self.begun {
+            self.begin(out)?;
+        }
+        self.framing.finish(out)
+    }
+
+    fn begin(&mut self, out: &mut Vec<u8>) -> Result<(), Blocked> {
+        check_front(&self.front)?;
+        self.begun = true;
+        let front = std::mem::take(&mut self.front);
+        self.framing.push(&front, out)
+    }
+
+    /// What has been masked so far.
+    pub fn counts(&self) -> Counts {
+        match &self.framing {
+            Framing::Json(m) => m.counts().clone(),
+            Framing::Sse(m) => m.counts().clone(),
+            Framing::Text(m) => m.counts().clone(),
+        }
+    }
+}
+
+impl Framing {
+    fn push(&mut self, chunk: &[u8], out: &mut Vec<u8>) -> Result<(), Blocked> {
         match self {
             Self::Json(m) => m.push(chunk, out),
             Self::Sse(m) => m.push(chunk, out),
@@ -79,22 +127,22 @@ impl Masker {
         }
     }
 
-    /// The body has ended: decides and releases the rest.
-    pub fn finish(&mut self, out: &mut Vec<u8>) -> Result<(), Blocked> {
+    fn finish(&mut self, out: &mut Vec<u8>) -> Result<(), Blocked> {
         match self {
             Self::Json(m) => m.finish(out),
             Self::Sse(m) => m.finish(out),
             Self::Text(m) => m.finish(out),
         }
     }
+}
 
-    /// What has been masked so far.
-    pub fn counts(&self) -> Counts {
-        match self {
-            Self::Json(m) => m.counts().clone(),
-            Self::Sse(m) => m.counts().clone(),
-            Self::Text(m) => m.counts().clone(),
-        }
+/// What no text in UTF-8 begins with: UTF-16 with its mark or of Latin letters, gzip, zstd. Readers that look at the first
+/// bytes would decode it, and the mask does not.
+fn check_front(front: &[u8]) -> Result<(), Blocked> {
+    match front {
+        [0xfe, 0xff, ..] | [0xff, 0xfe, ..] | [0, ..] | [_, 0, ..] => Err(Blocked::Charset),
+        [0x1f, 0x8b, ..] | [0x28, 0xb5, ..] => Err(Blocked::Coding),
+        _ => Ok(()),
     }
 }
 

@@ -68,6 +68,46 @@ fn delta(index: usize, content: &str) -> String {
 }
 
 #[test]
+fn other_shapes_of_deltas_are_joined_too() {
+    for (before, after) in [
+        (r#"{"type":"response.output_text.delta","delta":""#, r#""}"#),
+        (r#"{"type":"content_block_delta","delta":{"type":"text_delta","text":""#, r#""}}"#),
+        (r#"{"type":"content_block_delta","delta":{"partial_json":""#, r#""}}"#),
+    ] {
+        let events: String = "to ada@example.org, ".chars().map(|c| format!("data: {before}{c}{after}\n\n")).collect();
+        let masked = mask_whole(&rules(), "text/event-stream", events.as_bytes()).expect("readable");
+        let text = String::from_utf8(masked).expect("UTF-8");
+        let joined: String = text.split(before).skip(1).filter_map(|e| e.split(after).next()).collect();
+        assert_eq!(joined, "to [redacted:email], ", "{before}");
+    }
+}
+
+#[test]
+fn what_begins_as_no_text_does_is_blocked_however_it_comes() {
+    let rules = rules();
+    for (body, blocked) in [
+        (&b"\xff\xfea\0d\0a\0"[..], Blocked::Charset),
+        (b"\xfe\xff\0a\0d", Blocked::Charset),
+        (b"\0<\0x", Blocked::Charset),
+        (b"<\0x\0", Blocked::Charset),
+        (b"\x1f\x8b\x08\0", Blocked::Coding),
+        (b"\x28\xb5\x2f\xfd", Blocked::Coding),
+    ] {
+        for kind in ["text/plain", "application/json", "text/event-stream"] {
+            assert_eq!(mask_whole(&rules, kind, body), Err(blocked), "{kind} {body:?}");
+            let mut masker = Masker::for_content_type(&rules, kind).expect("a type that masks read");
+            let mut out = Vec::new();
+            assert_eq!(masker.push(&body[..1], &mut out), Ok(()));
+            assert_eq!(masker.push(&body[1..], &mut out), Err(blocked));
+            assert!(out.is_empty());
+        }
+    }
+    for short in [&b""[..], b"{", b"\xc3"] {
+        assert_eq!(mask_whole(&rules, "text/plain", short), Ok(short.to_vec()), "{short:?}");
+    }
+}
+
+#[test]
 fn case_04_a_card_over_two_delta_events() {
     let body = delta(0, "card 4111 1111") + &delta(0, " 1111 1111 ok") + "data: [DONE]\n\n";
     let want = delta(0, "card ") + &delta(0, "[redacted:card] ok") + "data: [DONE]\n\n";

@@ -11,7 +11,7 @@ use crate::domain::time::Timestamp;
 use crate::store::Unavailable;
 use crate::store::issued::{Issued, IssuedCertificate, Renewal};
 use crate::store::join_tokens::{JoinSpend, JoinTokens, RETRY_WINDOW};
-use crate::store::sql::{SqliteLedger, away, corrupt, from_sql, to_sql};
+use crate::store::sql::{SqliteLedger, away, corrupt, from_sql, returned, to_sql};
 
 #[async_trait]
 impl JoinTokens for SqliteLedger {
@@ -43,11 +43,8 @@ impl JoinTokens for SqliteLedger {
         )
         .bind(to_sql(now))
         .bind(csr.to_string())
-        .bind(digest.to_string())
-        .fetch_optional(&self.pool)
-        .await
-        .map_err(away)?;
-        if let Some(row) = spent {
+        .bind(digest.to_string());
+        if let Some(row) = returned(spent, &self.pool).await? {
             return Ok(JoinSpend::First(identity(&row)?));
         }
         let row = sqlx::query("SELECT spiffe_id, spent_at, spent_csr FROM join_token WHERE digest = ?")

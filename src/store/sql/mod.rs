@@ -10,8 +10,11 @@ use std::path::Path;
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
 
-use sqlx::SqlitePool;
-use sqlx::sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePoolOptions, SqliteSynchronous};
+use sqlx::query::Query;
+use sqlx::sqlite::{
+    SqliteArguments, SqliteConnectOptions, SqliteJournalMode, SqlitePoolOptions, SqliteRow, SqliteSynchronous,
+};
+use sqlx::{Sqlite, SqlitePool};
 use tokio::sync::watch;
 
 use crate::domain::people::{Entry, Person};
@@ -81,6 +84,15 @@ impl SqliteLedger {
 
 fn away(error: sqlx::Error) -> Unavailable {
     Unavailable::new(PART, error)
+}
+
+/// Runs a change to its end and gives the row that it returns. A statement that is left after its first row commits when it
+/// is dropped, and then nobody hears that the commit failed.
+async fn returned(
+    query: Query<'_, Sqlite, SqliteArguments>,
+    pool: &SqlitePool,
+) -> Result<Option<SqliteRow>, Unavailable> {
+    Ok(query.fetch_all(pool).await.map_err(away)?.pop())
 }
 
 fn corrupt(what: impl std::fmt::Display) -> Unavailable {

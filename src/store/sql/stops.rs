@@ -11,7 +11,7 @@ use crate::domain::revocation::{Revocation, RevocationSet};
 use crate::domain::time::Timestamp;
 use crate::store::Unavailable;
 use crate::store::revocations::{NewRevocation, Revocations};
-use crate::store::sql::{SqliteLedger, away, corrupt, from_sql, to_sql};
+use crate::store::sql::{SqliteLedger, away, corrupt, from_sql, returned, to_sql};
 
 impl SqliteLedger {
     pub(super) async fn read_revocations(&self) -> Result<(), Unavailable> {
@@ -37,10 +37,8 @@ impl Revocations for SqliteLedger {
         .bind(&new.reason)
         .bind(&new.by)
         .bind(to_sql(now))
-        .bind(new.until.map(to_sql))
-        .fetch_one(&self.pool)
-        .await
-        .map_err(away)?;
+        .bind(new.until.map(to_sql));
+        let row = returned(row, &self.pool).await?.ok_or_else(|| corrupt("an insert returned nothing"))?;
         self.read_revocations().await?;
         revocation(&row)
     }
@@ -52,10 +50,8 @@ impl Revocations for SqliteLedger {
         )
         .bind(to_sql(now))
         .bind(by)
-        .bind(id)
-        .fetch_optional(&self.pool)
-        .await
-        .map_err(away)?;
+        .bind(id);
+        let row = returned(row, &self.pool).await?;
         self.read_revocations().await?;
         row.map(|r| revocation(&r)).transpose()
     }
