@@ -23,13 +23,13 @@ pub enum ConfigError {
         "no configuration: {0}; give --config FILE, set POPGATE_CONFIG, or put one at ./config/popgate.toml or /etc/popgate/popgate.toml"
     )]
     None(String),
-    #[error("cannot read {}: {cause}", path.display())]
+    #[error("cannot read {}: {cause}; --config and POPGATE_CONFIG name the file, `include` in it further ones", path.display())]
     Read { path: PathBuf, cause: std::io::Error },
     #[error("{}: {what}", path.display())]
     Syntax { path: PathBuf, what: String },
     #[error("{name} is defined in {} and in {}", first.display(), second.display())]
     Twice { name: String, first: PathBuf, second: PathBuf },
-    #[error("environment: {0}")]
+    #[error("a POPGATE_ variable of the environment: {0}")]
     Environment(String),
     #[error("{0}")]
     Value(String),
@@ -169,8 +169,9 @@ impl Config {
             merge(&mut table, more);
         }
         overlay(&mut table, env)?;
+        // The files alone are sound, so what is wrong now came from the environment.
         let mut config: Self =
-            table.try_into().map_err(|e: toml::de::Error| ConfigError::Value(nearest(&e.to_string())))?;
+            table.try_into().map_err(|e: toml::de::Error| ConfigError::Environment(nearest(&e.to_string())))?;
         config.base = base;
         config.data_dir = config.base.join(&config.data_dir);
         config.check()?;

@@ -48,9 +48,10 @@ pub struct CallArgs {
 }
 
 pub async fn run(global: &Global, args: CallArgs) -> Result<(), Failure> {
+    // What is wrong with the command is told before a one-time token is spent on it.
+    let mut call = build(&args)?;
     let identity = Arc::new(context::identity(global, args.join_token_file.as_deref()).await?);
     let session = Session::new(identity)?;
-    let mut call = build(&args)?;
     let mut response = session.call(&call).await?;
     if let Some(location) = awaiting(&response).filter(|_| !args.no_wait) {
         let id = location.rsplit('/').next().unwrap_or_default().to_owned();
@@ -74,6 +75,9 @@ fn build(args: &CallArgs) -> Result<Call<'_>, Failure> {
             .and_then(|(n, v)| Some((n.trim().parse::<HeaderName>().ok()?, HeaderValue::from_str(v.trim()).ok()?)));
         let (name, value) =
             parsed.ok_or_else(|| Failure::usage(format!("{line:?} is not a header: write 'Name: value'")))?;
+        if [header::AUTHORIZATION.as_str(), "dpop"].contains(&name.as_str()) {
+            return Err(Failure::usage(format!("{name} is what `call` makes itself: leave it out")));
+        }
         headers.append(name, value);
     }
     let body = match args.data.as_deref() {

@@ -29,13 +29,16 @@ pub enum SvidCommand {
 
 pub async fn login(global: &Global, args: EnrolArgs) -> Result<(), Failure> {
     let identity = fetch(global, &args).await?;
+    // The token is spent, so what it bought is kept.
+    save(global, &identity, &args)?;
     if identity.spiffe_id.person_name().is_none() {
         return Err(Failure::failed(format!(
-            "this token is for the workload {}: use `popgate svid fetch`",
-            identity.spiffe_id
+            "that token was for the workload {}, not for a person; its certificate is in {} and serves `--identity`",
+            identity.spiffe_id,
+            args.out.display()
         )));
     }
-    save(global, &identity, &args)
+    Ok(())
 }
 
 pub async fn svid(global: &Global, command: SvidCommand) -> Result<(), Failure> {

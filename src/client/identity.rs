@@ -76,6 +76,10 @@ impl Identity {
             let certs = CertificateDer::pem_slice_iter(text.as_bytes()).collect::<Result<Vec<_>, _>>();
             Ok(certs.map_err(|e| bad(name, e.to_string()))?.into_iter().map(|c| c.to_vec()).collect())
         };
+        if !dir.join("popgate.json").exists() {
+            let how = format!("`popgate svid fetch --join-token-file FILE --out {}` makes one", dir.display());
+            return Err(ClientError::Input(format!("{} holds no identity; {how}", dir.display())));
+        }
         let servers = files::read(&dir.join("popgate.json"))?;
         let servers = serde_json::from_str(&servers).map_err(|e| bad("popgate.json", e.to_string()))?;
         Self::new(P256Key::read(&dir.join("key.pem"))?, pems("svid.pem")?, pems("bundle.pem")?, servers)

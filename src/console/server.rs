@@ -92,7 +92,15 @@ fn is_same_site(uri: &Uri, headers: &HeaderMap) -> bool {
 }
 
 async fn status(State(console): Plane, Extension(peer): From) -> Response<Body> {
-    answer(actor(&console, &peer).and_then(|a| a.need(Role::Viewer)).map(|()| (console.status)()))
+    let run = async || {
+        actor(&console, &peer)?.need(Role::Viewer)?;
+        let mut status = (console.status)();
+        let now = console.stores.clock.now();
+        let waiting = console.stores.approvals.list(true).await?.into_iter().filter(|a| a.expires_at > now);
+        status["approvals_open"] = waiting.count().into();
+        Ok(status)
+    };
+    answer(run().await)
 }
 
 async fn entries(State(console): Plane, Extension(peer): From, Query(query): Query<IdQuery>) -> Response<Body> {

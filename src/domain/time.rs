@@ -13,6 +13,11 @@ use time::format_description::well_known::Rfc3339;
 pub struct Timestamp(u64);
 
 impl Timestamp {
+    /// Serialises for people, by RFC 3339, where `serialize_with` names it.
+    pub fn written<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_str(&self.rfc3339())
+    }
+
     /// The epoch itself.
     pub const ZERO: Self = Self(0);
     /// 9999-12-31T23:59:59Z: a claim beyond it is not a date.

@@ -79,10 +79,12 @@ pub struct Status {
     /// SHA-256 of the root's public key: the pin of join tokens.
     pub pin: Sha256,
     /// End of the root.
+    #[serde(serialize_with = "Timestamp::written")]
     pub root_not_after: Timestamp,
     /// Serial of the issuing CA.
     pub issuing_serial: String,
     /// End of the issuing CA.
+    #[serde(serialize_with = "Timestamp::written")]
     pub issuing_not_after: Timestamp,
     /// Sequence of the bundle.
     pub bundle_sequence: u64,

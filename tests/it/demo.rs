@@ -72,7 +72,7 @@ fn fifteen_steps_on_embedded_defaults() {
 
 #[test]
 fn fifteen_steps_with_redis() {
-    let Ok(url) = std::env::var("POPGATE_TEST_REDIS_URL") else { return };
+    let Some(url) = crate::world::provided("POPGATE_TEST_REDIS_URL", "the demo with Redis") else { return };
     let dir = tempfile::tempdir().expect("tempdir");
     let file = dir.path().join("redis-url");
     std::fs::write(&file, url).expect("writes");

@@ -14,6 +14,7 @@ fn wrong_flags_and_commands_exit_2_and_name_the_nearest_right_one() {
         (vec!["tot", "solve", "1", "2", "3", "99"], "99"),
         (vec!["demo", "--postgres-url-file", "x"], "not offered yet"),
         (vec!["call", "https://127.0.0.1:1/x"], "--join-token-file"),
+        (vec!["call", "-H", "Authorization: x", "--identity", "none", "https://127.0.0.1:1/x"], "leave it out"),
         (vec!["approval", "list", "--server", "https://127.0.0.1:1"], "--identity"),
     ] {
         let output = run(&args);
@@ -199,9 +200,7 @@ async fn the_socket_is_for_the_owner_alone_and_persons_have_only_their_roles() {
 /// Debian's faketime runs the client an hour ahead; where it is not installed `./test` installs it.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_clock_that_is_an_hour_off_is_named_with_the_way_out() {
-    if std::env::var("POPGATE_TEST_FAKETIME").is_err() {
-        return;
-    }
+    let Some(_) = crate::world::provided("POPGATE_TEST_FAKETIME", "clients whose clock is off") else { return };
     let service = Service::start().await;
     let identity = service.enrol(SOLVER).await;
     let dir = service.base().join("solver");

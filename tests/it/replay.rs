@@ -59,7 +59,7 @@ struct Redis {
 impl Redis {
     fn start() -> Option<Self> {
         // Only where `./test` has said that a Redis can be had.
-        std::env::var("POPGATE_TEST_REDIS_URL").ok()?;
+        crate::world::provided("POPGATE_TEST_REDIS_URL", "replay with a Redis that goes away")?;
         let port = std::net::TcpListener::bind("127.0.0.1:0").expect("binds").local_addr().expect("bound").port();
         let dir = tempfile::tempdir().expect("tempdir");
         let mut redis = Self { child: Self::spawn(port, dir.path()), port, dir };

@@ -143,6 +143,17 @@ fn without_settings(command: &mut Command) -> &mut Command {
     command
 }
 
+/// What `./test` provides for a group of tests. Without it the group is left out, and that is said where no test harness
+/// swallows it.
+pub fn provided(variable: &str, group: &str) -> Option<String> {
+    use std::io::Write as _;
+    let value = std::env::var(variable).ok();
+    if value.is_none() {
+        let _ = writeln!(std::io::stderr(), "left out: {group}; `./test` runs it");
+    }
+    value
+}
+
 /// Runs a command of the binary to its end.
 pub fn run(args: &[&str]) -> Output {
     popgate().args(args).stdin(Stdio::null()).output().expect("runs")

@@ -49,7 +49,8 @@ pub fn told(step: &str, ok: bool, ms: u64, detail: &Value) -> String {
     let mark = if ok { "ok  " } else { "FAIL" };
     let mut lines = format!("{mark} {step} ({ms} ms)\n");
     if let Value::Object(members) = detail {
-        for (name, value) in members {
+        let error = detail.get("error").and_then(Value::as_object);
+        for (name, value) in error.unwrap_or(members) {
             lines.push_str(&format!("     {name}: {}\n", short(value)));
         }
     }

@@ -127,7 +127,17 @@ impl World {
             let dir = tempfile::Builder::new().prefix("popgate-demo-").tempdir()?;
             if args.exit { (dir.path().to_owned(), Some(dir)) } else { (dir.keep(), None) }
         };
-        crate::net::files::private_dir(&data)?;
+        let unusable = |what: String, why: &str| Explained {
+            what,
+            why: why.into(),
+            next: "give --data-dir an empty directory that this user may write, or leave it out".into(),
+        };
+        crate::net::files::private_dir(&data)
+            .map_err(|e| unusable(e.to_string(), "the demo keeps keys, ledger and evidence there"))?;
+        if data.join("ledger.db").exists() {
+            let what = format!("{} holds the data of another run", data.display());
+            return Err(unusable(what, "the demo registers, enrols and offboards from the beginning").into());
+        }
         let config = write_config(global, args, &data)?;
         let mut world = Self {
             admin: Admin::socket(&data),
