@@ -374,3 +374,40 @@ pub async fn learn_nonce(service: &Service, client: &crate::world::Client, url: 
     );
     answer.header("dpop-nonce").to_owned()
 }
+
+/// P2: Ed25519 under RFC 8037's name and under RFC 9864's, and under no other key's.
+#[test]
+fn p2_ed25519_is_accepted_under_both_its_names() {
+    use aws_lc_rs::signature::{Ed25519KeyPair, KeyPair as _};
+    use base64::Engine as _;
+    use base64::prelude::BASE64_URL_SAFE_NO_PAD as B64;
+    use popgate::domain::proof::{Epoch, Role};
+    use popgate::domain::time::Timestamp;
+    use popgate::protocol::dpop::{self, Expected, ProofClaims, ProofError, ProofHeader, Window};
+    use popgate::protocol::htu::Htu;
+    use popgate::protocol::nonce::NonceKey;
+    let (now, key) = (Timestamp::from_unix(1_800_000_000), Ed25519KeyPair::generate().expect("generates"));
+    let jwk = json!({"kty": "OKP", "crv": "Ed25519", "x": B64.encode(key.public_key().as_ref())});
+    let (nonces, uri) = (NonceKey::new(&[7; 32]), Htu::parse("https://as.example/token").expect("a URL"));
+    let check = |alg: &str| {
+        let header = json!({"typ": "dpop+jwt", "alg": alg, "jwk": jwk}).to_string();
+        let payload = json!({"jti": "1", "htm": "POST", "htu": uri.as_str(), "iat": now.unix()}).to_string();
+        let input = format!("{}.{}", B64.encode(header), B64.encode(payload));
+        let proof = format!("{input}.{}", B64.encode(key.sign(input.as_bytes())));
+        let want = Expected {
+            role: Role::Token,
+            method: "POST",
+            uri: &uri,
+            token: None,
+            window: Window::default(),
+            nonces: &nonces,
+            epoch: Epoch { id: [0; 8], since: Timestamp::ZERO },
+            nonce_required: false,
+        };
+        let parts = dpop::split(&proof)?;
+        let header = ProofHeader::parse(&parts)?;
+        dpop::verify(&parts, &header, &ProofClaims::parse(&parts)?, &want, now).map(drop)
+    };
+    assert_eq!((check("EdDSA"), check("Ed25519")), (Ok(()), Ok(())));
+    assert_eq!(check("ES256"), Err(ProofError::Algorithm), "another key's algorithm");
+}
