@@ -137,7 +137,7 @@ impl Wiring<'_> {
         names
     }
 
-    fn console(&self) -> Arc<Console> {
+    fn console(&self, tasks: TaskTracker) -> Arc<Console> {
         let (authority, addresses, stores) = (self.authority.clone(), self.addresses.clone(), self.stores.clone());
         Arc::new(Console {
             stores: self.stores.clone(),
@@ -146,6 +146,7 @@ impl Wiring<'_> {
             default_ttl: self.config.identity.svid_ttl.0,
             server_names: self.names(),
             deciding: tokio::sync::Mutex::default(),
+            tasks,
             status: Arc::new(move || {
                 let revoked = stores.revocations.watch().borrow().head;
                 json!({
@@ -196,7 +197,7 @@ impl Wiring<'_> {
             },
         }));
         let token = token_server::router(self.token(&gateway).await?);
-        let console = console_server::router(self.console());
+        let console = console_server::router(self.console(gateway.tasks.clone()));
         let telemetry =
             telemetry::router(Health { metrics: telemetry::start_metrics(), readiness: readiness(self.stores) });
         let tls = |clients: bool, http2| tls::server(server.clone(), clients.then(|| self.clients()), http2);

@@ -1,6 +1,6 @@
 //! `login` and `svid fetch`: certificates as files.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use clap::{Args, Subcommand};
 use serde_json::json;
@@ -33,9 +33,8 @@ pub async fn login(global: &Global, args: EnrolArgs) -> Result<(), Failure> {
     save(global, &identity, &args)?;
     if identity.spiffe_id.person_name().is_none() {
         return Err(Failure::failed(format!(
-            "that token was for the workload {}, not for a person; its certificate is in {} and serves `--identity`",
-            identity.spiffe_id,
-            args.out.display()
+            "that token was for the workload {}, not for a person; its certificate is saved where `out` says and serves `--identity`",
+            identity.spiffe_id
         )));
     }
     Ok(())
@@ -58,14 +57,26 @@ async fn fetch(global: &Global, args: &EnrolArgs) -> Result<Identity, Failure> {
     }
 }
 
+/// The directory, unless it holds somebody else's identity: that is not overwritten.
+fn beside_another(out: &Path, identity: &Identity) -> PathBuf {
+    let anothers = Identity::load(out).is_ok_and(|there| there.spiffe_id != identity.spiffe_id);
+    let name = identity.spiffe_id.path().rsplit('/').next().unwrap_or_default();
+    if anothers {
+        out.with_file_name(format!("{}-{name}", out.file_name().unwrap_or_default().display()))
+    } else {
+        out.to_owned()
+    }
+}
+
 fn save(global: &Global, identity: &Identity, args: &EnrolArgs) -> Result<(), Failure> {
-    identity.save(&args.out)?;
+    let out = beside_another(&args.out, identity);
+    identity.save(&out)?;
     let document = json!({
         "spiffe_id": identity.spiffe_id,
         "serial": identity.svid.serial,
         "jkt": identity.jkt(),
         "not_after": identity.svid.not_after.rfc3339(),
-        "out": args.out.display().to_string(),
+        "out": out.display().to_string(),
     });
     context::print(global, &document);
     Ok(())

@@ -1,5 +1,6 @@
 //! Who administers: a local user through the socket, or a person by certificate.
 
+use crate::domain::key::Jkt;
 use crate::domain::people::{Person, Role};
 use crate::domain::refusal::Refusal;
 use crate::domain::revocation::Subject;
@@ -20,6 +21,8 @@ pub enum Actor {
         serial: String,
         /// Name in the certificate.
         spiffe_id: SpiffeId,
+        /// Its key.
+        jkt: Jkt,
     },
 }
 
@@ -40,17 +43,26 @@ impl Actor {
             .person_name()
             .ok_or_else(|| refuse("only persons administer; this is a workload's certificate"))?;
         let person = stores.people.by_name(name).ok_or_else(|| refuse("this person is not registered any more"))?;
+        let jkt = svid.key.jkt();
+        let actor = Self::Person { person, serial: svid.serial, spiffe_id: svid.spiffe_id, jkt };
+        actor.stands(stores)?;
+        Ok(actor)
+    }
+
+    /// Refuses a person who, or whose certificate, has been stopped.
+    pub fn stands(&self, stores: &Stores) -> Result<(), Refusal> {
+        let Self::Person { person, serial, spiffe_id, jkt } = self else { return Ok(()) };
         let subject = Subject {
-            spiffe_id: svid.spiffe_id.clone(),
+            spiffe_id: spiffe_id.clone(),
             person: Some(person.id.clone()),
             groups: person.groups.clone(),
-            serial: Some(svid.serial.clone()),
-            jkt: Some(svid.key.jkt()),
+            serial: Some(serial.clone()),
+            jkt: Some(*jkt),
             jti: None,
         };
         match stores.revocations.watch().borrow().stops(&subject, stores.clock.now()) {
-            Some(kind) => Err(refuse("this person or certificate is revoked").because(kind)),
-            None => Ok(Self::Person { person, serial: svid.serial, spiffe_id: svid.spiffe_id }),
+            Some(kind) => Err(Refusal::new(401, "certificate", "this person or certificate is revoked").because(kind)),
+            None => Ok(()),
         }
     }
 

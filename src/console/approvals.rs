@@ -54,6 +54,8 @@ impl Console {
         };
         // One decision at a time: a leaf is written only for the one that takes effect.
         let _deciding = self.deciding.lock().await;
+        // Who was stopped while this waited decides nothing.
+        actor.stands(&self.stores)?;
         let approval = self.approval(id).await?;
         may_approve(person, &approval).map_err(|e| Refusal::new(403, "not-eligible", e.to_string()))?;
         let now = self.stores.clock.now();

@@ -12,6 +12,7 @@ use axum::routing::{get, post};
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
+use tokio_util::task::TaskTracker;
 
 use crate::console::actor::Actor;
 use crate::console::stops::in_force;
@@ -47,6 +48,8 @@ pub struct Console {
     pub status: StatusSource,
     /// Held while a person's decision takes effect.
     pub deciding: tokio::sync::Mutex<()>,
+    /// What must end before the evidence log closes.
+    pub tasks: TaskTracker,
 }
 
 #[derive(Deserialize)]
@@ -96,8 +99,9 @@ async fn status(State(console): Plane, Extension(peer): From) -> Response<Body> 
         actor(&console, &peer)?.need(Role::Viewer)?;
         let mut status = (console.status)();
         let now = console.stores.clock.now();
-        let waiting = console.stores.approvals.list(true).await?.into_iter().filter(|a| a.expires_at > now);
-        status["approvals_open"] = waiting.count().into();
+        // Null while the ledger is away: the rest is wanted then most of all.
+        let open = console.stores.approvals.list(true).await.ok();
+        status["approvals_open"] = json!(open.map(|all| all.iter().filter(|a| a.expires_at > now).count()));
         Ok(status)
     };
     answer(run().await)
@@ -124,27 +128,49 @@ async fn people(State(console): Plane, Extension(peer): From) -> Response<Body> 
 }
 
 async fn entry_create(State(console): Plane, Extension(peer): From, body: Body) -> Response<Body> {
-    finished(async move { console.create_entry(&actor(&console, &peer)?, read(body).await?).await }).await
+    finished(&console.clone(), async move {
+        let form = read(body).await?;
+        console.create_entry(&actor(&console, &peer)?, form).await
+    })
+    .await
 }
 
 async fn entry_delete(State(console): Plane, Extension(peer): From, Query(query): Query<IdQuery>) -> Response<Body> {
-    finished(async move { console.delete_entry(&actor(&console, &peer)?, &query.id.unwrap_or_default()).await }).await
+    finished(&console.clone(), async move {
+        console.delete_entry(&actor(&console, &peer)?, &query.id.unwrap_or_default()).await
+    })
+    .await
 }
 
 async fn import(State(console): Plane, Extension(peer): From, body: Body) -> Response<Body> {
-    finished(async move { console.import(&actor(&console, &peer)?, read(body).await?).await }).await
+    finished(&console.clone(), async move {
+        let form = read(body).await?;
+        console.import(&actor(&console, &peer)?, form).await
+    })
+    .await
 }
 
 async fn join_token(State(console): Plane, Extension(peer): From, body: Body) -> Response<Body> {
-    finished(async move { console.create_join_token(&actor(&console, &peer)?, read(body).await?).await }).await
+    finished(&console.clone(), async move {
+        let form = read(body).await?;
+        console.create_join_token(&actor(&console, &peer)?, form).await
+    })
+    .await
 }
 
 async fn person_create(State(console): Plane, Extension(peer): From, body: Body) -> Response<Body> {
-    finished(async move { console.create_person(&actor(&console, &peer)?, read(body).await?).await }).await
+    finished(&console.clone(), async move {
+        let form = read(body).await?;
+        console.create_person(&actor(&console, &peer)?, form).await
+    })
+    .await
 }
 
 async fn person_delete(State(console): Plane, Extension(peer): From, Query(query): Query<IdQuery>) -> Response<Body> {
-    finished(async move { console.delete_person(&actor(&console, &peer)?, &query.id.unwrap_or_default()).await }).await
+    finished(&console.clone(), async move {
+        console.delete_person(&actor(&console, &peer)?, &query.id.unwrap_or_default()).await
+    })
+    .await
 }
 
 async fn approvals(State(console): Plane, Extension(peer): From, Query(query): Query<IdQuery>) -> Response<Body> {
@@ -158,7 +184,11 @@ async fn approval(State(console): Plane, Extension(peer): From, Path(id): Path<S
 }
 
 async fn decide(State(console): Plane, Extension(peer): From, Path(id): Path<String>, body: Body) -> Response<Body> {
-    finished(async move { console.decide(&actor(&console, &peer)?, &id, read(body).await?).await }).await
+    finished(&console.clone(), async move {
+        let form = read(body).await?;
+        console.decide(&actor(&console, &peer)?, &id, form).await
+    })
+    .await
 }
 
 async fn revocations(State(console): Plane, Extension(peer): From) -> Response<Body> {
@@ -167,19 +197,27 @@ async fn revocations(State(console): Plane, Extension(peer): From) -> Response<B
 }
 
 async fn revoke(State(console): Plane, Extension(peer): From, body: Body) -> Response<Body> {
-    finished(async move { console.revoke(&actor(&console, &peer)?, read(body).await?).await }).await
+    finished(&console.clone(), async move {
+        let form = read(body).await?;
+        console.revoke(&actor(&console, &peer)?, form).await
+    })
+    .await
 }
 
 async fn lift(State(console): Plane, Extension(peer): From, Path(id): Path<i64>) -> Response<Body> {
-    finished(async move { console.lift(&actor(&console, &peer)?, id).await }).await
+    finished(&console.clone(), async move { console.lift(&actor(&console, &peer)?, id).await }).await
 }
 
 async fn offboard(State(console): Plane, Extension(peer): From, body: Body) -> Response<Body> {
-    finished(async move { console.offboard(&actor(&console, &peer)?, read(body).await?).await }).await
+    finished(&console.clone(), async move {
+        let form = read(body).await?;
+        console.offboard(&actor(&console, &peer)?, form).await
+    })
+    .await
 }
 
 async fn publish(State(console): Plane, Extension(peer): From) -> Response<Body> {
-    finished(async move {
+    finished(&console.clone(), async move {
         actor(&console, &peer)?.need(Role::Auditor)?;
         console.stores.evidence.publish().await?;
         Ok(json!({"published": true}))
@@ -198,9 +236,13 @@ async fn read<T: DeserializeOwned>(body: Body) -> Result<T, Refusal> {
     serde_json::from_value(value).map_err(|e| bad(e.to_string()))
 }
 
-/// Runs a change to its end, whether or not the client stays for the answer: what is done is then also in the log.
-async fn finished(change: impl Future<Output = Result<Value, Refusal>> + Send + 'static) -> Response<Body> {
-    answer(tokio::spawn(change).await.unwrap_or_else(|e| Err(Refusal::unavailable("administration", e))))
+/// Runs a change to its end, whether or not the client stays for the answer, and before the log closes: what is done is
+/// then also in the log. Bodies are read before the actor is: who was stopped meanwhile changes nothing.
+async fn finished(
+    console: &Console,
+    change: impl Future<Output = Result<Value, Refusal>> + Send + 'static,
+) -> Response<Body> {
+    answer(console.tasks.spawn(change).await.unwrap_or_else(|e| Err(Refusal::unavailable("administration", e))))
 }
 
 fn answer(result: Result<Value, Refusal>) -> Response<Body> {

@@ -188,7 +188,7 @@ struct Chain {
     issued: HashMap<String, Issuance>,
     minted: HashMap<Sha256, Mint>,
     approved: HashMap<String, Sha256>,
-    decided: HashMap<String, (ApprovalState, Option<String>)>,
+    decided: HashMap<String, ApprovalState>,
     consumed: HashSet<String>,
     proofs: HashSet<Sha256>,
     open: HashMap<String, Admission>,
@@ -220,14 +220,19 @@ impl Chain {
                 if change.person.is_none() {
                     return Err(format!("approval {} was {} by nobody", change.id, change.state));
                 }
-                // The same person's same decision again is a retry whose first answer was lost.
-                let decision = (change.state, change.proved_by.clone());
-                if self.decided.insert(change.id.clone(), decision.clone()).is_some_and(|before| before != decision) {
-                    return Err(format!("approval {} was decided twice", change.id));
+                // The entry comes before the state: where the ledger failed in between, a decision follows that counts
+                // instead. Never after a denial, and never once the approval was used.
+                let before = self.decided.insert(change.id.clone(), change.state);
+                if before == Some(ApprovalState::Denied) && change.state == ApprovalState::Approved {
+                    return Err(format!("approval {} was decided twice: it was denied before", change.id));
                 }
-                if change.state == ApprovalState::Approved {
-                    self.approved.insert(change.id.clone(), change.request_sha256);
+                if self.consumed.contains(&change.id) {
+                    return Err(format!("approval {} was decided after it was used", change.id));
                 }
+                match change.state {
+                    ApprovalState::Approved => self.approved.insert(change.id.clone(), change.request_sha256),
+                    _ => self.approved.remove(&change.id),
+                };
             }
             ApprovalState::Expired | ApprovalState::Withdrawn => {
                 self.approved.remove(&change.id);

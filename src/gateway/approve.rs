@@ -348,16 +348,18 @@ fn shown(asking: &Asking<'_>) -> Shown {
         operation: asking.intent.operation.clone(),
         object: format!("{}{}", asking.intent.route, asking.intent.object),
         content_type,
-        headers: headers::bound(&request.head.headers).into_iter().map(told).collect(),
+        headers: headers::bound(&request.head.headers).into_iter().map(|h| told(asking.route, h)).collect(),
         body,
     }
 }
 
-fn told((name, value): (String, Vec<u8>)) -> (String, String) {
-    let value = if name == "cookie" {
-        format!("[{} bytes]", value.len())
-    } else {
-        String::from_utf8_lossy(&value).into_owned()
+/// A bound header as the approver sees it: of a credential the length alone, else masked as the body is.
+fn told(route: &Route, (name, value): (String, Vec<u8>)) -> (String, String) {
+    let shown = match &route.mask {
+        _ if headers::is_secret(&name) => None,
+        Some(rules) => masking::mask_whole(rules, "text/plain", &value).ok(),
+        None => Some(value.clone()),
     };
-    (name, value)
+    let shown = shown.and_then(|text| String::from_utf8(text).ok());
+    (name, shown.unwrap_or_else(|| format!("[{} bytes]", value.len())))
 }

@@ -3,7 +3,7 @@
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
-use crate::domain::refusal::{OauthError, Refusal};
+use crate::domain::refusal::Refusal;
 use crate::domain::revocation::Subject;
 use crate::domain::time::Timestamp;
 use crate::store::Stores;
@@ -60,15 +60,19 @@ impl Bounds {
 }
 
 impl Cut {
-    /// What a client reads whose answer had not begun.
+    /// What a client reads whose request upstream has and has not answered. Never a text or code that asks it to send
+    /// the request again: upstream may have acted.
     pub fn refusal(self) -> Refusal {
-        let gone = |detail: &str| Refusal::unauthorized(OauthError::InvalidToken, detail);
         match self {
-            Self::Revoked => gone("the workload or its token was revoked while upstream worked"),
+            Self::Revoked => Refusal::new(
+                403,
+                "revoked",
+                "the workload or its token was revoked while upstream worked; it may have acted",
+            ),
             Self::Expired => {
-                gone("the certificate, the token or the time for one exchange ended while upstream worked")
+                Refusal::new(504, "cut", "the exchange's time ended while upstream worked; it may have acted")
             }
-            other => Refusal { retry_after: Some(1), ..Refusal::unavailable("the gateway", <&str>::from(other)) },
+            _ => Refusal::new(503, "cut", "the gateway ended the exchange while upstream worked; it may have acted"),
         }
     }
 }

@@ -110,6 +110,9 @@ where
             }
             Some(Ok(frame)) => {
                 let recorded = frame.data_ref().map_or(Ok(()), |chunk| self.exchange.request_chunk(chunk));
+                if recorded.is_err() {
+                    self.exchange.request_unrecorded();
+                }
                 Some(recorded.map(|()| frame).map_err(Into::into))
             }
         })
@@ -191,8 +194,7 @@ impl Gateway {
         match answered {
             Some(Ok(response)) => Ok(response),
             Some(Err(error)) => {
-                if exchange.request_has_broken() {
-                    let refusal = Refusal::new(400, "body", "the request's body is malformed or broke off");
+                if let Some(refusal) = exchange.request_fault() {
                     return Err(Unanswered { refusal: refusal.because(chain(&error)), sent: true });
                 }
                 let name = &asking.route.name;

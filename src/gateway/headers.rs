@@ -138,13 +138,27 @@ pub fn bound(client: &HeaderMap) -> Vec<(String, Vec<u8>)> {
     bound
 }
 
+/// Headers whose values are credentials, or may be.
+pub fn is_secret(name: &str) -> bool {
+    const NAMES: [&str; 9] = [
+        "authorization",
+        "dpop",
+        "cookie",
+        "set-cookie",
+        "proxy-authorization",
+        "txn-token",
+        "x-api-key",
+        "api-key",
+        "x-auth-token",
+    ];
+    NAMES.contains(&name)
+}
+
 /// Names and values for a recording: credentials and cookies have no place in it.
 pub fn recorded(headers: &HeaderMap) -> Vec<(String, String)> {
-    const NEVER: [&str; 8] =
-        ["authorization", "dpop", "cookie", "set-cookie", "proxy-authorization", "txn-token", "x-api-key", "api-key"];
     headers
         .iter()
-        .filter(|(n, v)| !NEVER.contains(&n.as_str()) && !v.is_sensitive())
+        .filter(|(n, v)| !is_secret(n.as_str()) && !v.is_sensitive())
         .map(|(n, v)| (n.as_str().to_owned(), String::from_utf8_lossy(v.as_bytes()).into_owned()))
         .collect()
 }

@@ -54,14 +54,15 @@ pub fn treatment(
     masker.map(|m| Treatment::Masked(Box::new(m))).map_err(unreadable)
 }
 
-/// Looks for the injected credential alone: in the framing of the type where there is one, for a JSON string may spell
-/// it with escapes; else in the bytes.
+/// Looks for the injected credential alone: in JSON as its strings read, for they may spell it with escapes; else, events
+/// too, in the bytes.
 fn credential_alone(secret: Option<&[u8]>, kind: &str) -> Masker {
     let mut rules = MaskRules::detecting(&[]);
     rules.exact.extend(secret.map(<[u8]>::to_vec));
     let rules = Arc::new(rules);
     // Events would be held whole and have a limit, which a route without a mask did not ask for.
-    let kind = if kind.starts_with("text/") { "" } else { kind };
+    let essence = kind.split(';').next().unwrap_or_default().trim();
+    let kind = if essence.eq_ignore_ascii_case("text/event-stream") { "" } else { kind };
     Masker::for_content_type(&rules, kind).unwrap_or_else(|_| Masker::bytes(rules))
 }
 

@@ -84,7 +84,7 @@ async fn run(
             if course.events && cut != Cut::ClientGone {
                 tell(&exchange, &client, name).await;
             }
-            // Sealed before the reset goes out, so that the log knows it first.
+            // Sealed before the reset goes out: from here on nothing of it passes.
             exchange.seal(name);
             // What still waits for the client stays here: closing the channel wakes its end, which then fails.
             end.store(CUT, Ordering::Release);

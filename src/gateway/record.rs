@@ -37,8 +37,8 @@ struct Inner {
     degraded: bool,
     /// Whether the recording broke off and the exchange went on.
     lost: bool,
-    /// Whether the request's body failed before its end.
-    broke: bool,
+    /// Why the request's body ended before its end.
+    fault: Option<RequestFault>,
     /// Masks what is recorded of the request; none: recorded as it is.
     request_mask: RequestMask,
     request: (u64, Hasher),
@@ -51,6 +51,12 @@ struct Inner {
     sealed: bool,
     /// The log stays open until this is dropped.
     open: TaskTrackerToken,
+}
+
+#[derive(Clone, Copy)]
+enum RequestFault {
+    Broke,
+    Unrecorded,
 }
 
 enum RequestMask {
@@ -84,7 +90,7 @@ impl Gateway {
             recording,
             degraded,
             lost: false,
-            broke: false,
+            fault: None,
             request_mask: request_mask(asking),
             request: (0, Hasher::default()),
             response: (0, Hasher::default()),
@@ -214,12 +220,24 @@ impl Exchange {
 
     /// The client's body is malformed, or the client went.
     pub fn request_broke(&self) {
-        self.lock().broke = true;
+        self.lock().fault = Some(RequestFault::Broke);
     }
 
-    /// See [`Self::request_broke`].
-    pub fn request_has_broken(&self) -> bool {
-        self.lock().broke
+    /// A piece of the request's body could not be recorded, and so does not pass.
+    pub fn request_unrecorded(&self) {
+        self.lock().fault = Some(RequestFault::Unrecorded);
+    }
+
+    /// What a client reads whose request's body did not reach upstream whole, for no fault of upstream.
+    pub fn request_fault(&self) -> Option<Refusal> {
+        Some(match self.lock().fault? {
+            RequestFault::Broke => Refusal::new(400, "body", "the request's body is malformed or broke off"),
+            RequestFault::Unrecorded => Refusal::new(
+                503,
+                "unrecorded",
+                "the request's body could not be recorded whole; upstream may have begun",
+            ),
+        })
     }
 
     /// The request's body has ended.

@@ -278,7 +278,7 @@ fn mask(name: &str, config: &MaskConfig) -> Result<Arc<MaskRules>, RuleError> {
     }
     let delta: Vec<&str> = match &config.delta {
         Some(paths) => paths.iter().map(String::as_str).collect(),
-        None => MaskRules::KNOWN_DELTAS.to_vec(),
+        None => MaskRules::OPENAI_DELTA.to_vec(),
     };
     Ok(Arc::new(MaskRules {
         detectors: config.detectors.iter().map(detector).collect::<Result<_, _>>()?,

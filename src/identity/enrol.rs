@@ -160,10 +160,11 @@ impl Enrolment {
         // The leaf first: no certificate is in the ledger, and so none is handed out, that the log does not have.
         self.stores.evidence.append(Staged::plain(now, event)).await?;
         self.stores.issued.record(&row).await?;
-        // A deletion meanwhile either sees this row and stops it, or is seen here.
-        let now_granted = self.grant(id, now)?;
-        if now_granted.subject.person != grant.subject.person || now_granted.dns != grant.dns {
-            return Err(not_registered(id));
+        // A change of the registration meanwhile either sees this row and stops it, or is seen here.
+        let same = |now: &Grant| now.subject.person == grant.subject.person && now.dns == grant.dns;
+        if !self.grant(id, now).as_ref().is_ok_and(same) {
+            self.stores.issued.withdraw(&row.serial).await?;
+            return Err(Refusal::new(403, "entry", format!("the registration of {id} changed meanwhile; try again")));
         }
         metrics::counter!("popgate_certificates_issued_total", "attestation" => attestation.to_owned()).increment(1);
         tracing::info!(spiffe_id = %id, serial = svid.serial, not_after = %svid.not_after, attestation, "certificate issued");

@@ -44,6 +44,8 @@ pub enum Renewal {
 pub trait Issued: Send + Sync {
     /// Keeps a certificate, durably, before it is answered.
     async fn record(&self, certificate: &IssuedCertificate) -> Result<(), Unavailable>;
+    /// Takes back a certificate that was recorded and never handed out.
+    async fn withdraw(&self, serial: &str) -> Result<(), Unavailable>;
     /// The certificate that an attestation led to.
     async fn by_attestation(&self, attestation: Sha256, jkt: Jkt) -> Result<Option<IssuedCertificate>, Unavailable>;
     /// The latest certificate of an identity with this key.

@@ -11,6 +11,17 @@ async fn prune(service: &Service, client: &Client, headers: &[(&'static str, &st
     client.call("POST", &service.url("gateway", "/v1/runs/r1/nodes/n1/prune"), headers, body).await
 }
 
+/// Asks until a request waits.
+async fn pending(service: &Service) -> String {
+    loop {
+        let list = service.admin(Method::GET, "/v1/approvals", None).await.expect("lists");
+        if let Some(id) = list[0]["id"].as_str() {
+            return id.to_owned();
+        }
+        tokio::task::yield_now().await;
+    }
+}
+
 fn id(answer: &Answer) -> String {
     answer.header("location").rsplit('/').next().expect("an id").to_owned()
 }
@@ -103,13 +114,7 @@ async fn approved_while_held_it_goes_through_with_the_proof_already_spent() {
     let alice = service.person("alice").await;
     let (url, waiting) = (service.url("gateway", "/v1/runs/r1/nodes/n1/prune"), solver.clone());
     let held = tokio::spawn(async move { waiting.call("POST", &url, &[("prefer", "wait=25")], BODY).await });
-    let id = loop {
-        let list = service.admin(Method::GET, "/v1/approvals", None).await.expect("lists");
-        if let Some(id) = list[0]["id"].as_str() {
-            break id.to_owned();
-        }
-        tokio::task::yield_now().await;
-    };
+    let id = pending(&service).await;
     alice.call(Method::POST, &format!("/v1/approvals/{id}"), Some(&json!({"approve": true}))).await.expect("approves");
     assert_eq!(held.await.expect("runs").status, 200);
     assert_eq!(service.upstream.count(), 1);
@@ -144,11 +149,22 @@ async fn denied_is_final_and_a_stopped_approver_voids_the_approval() {
 async fn what_the_approver_sees_is_masked() {
     let service = Service::start().await;
     let solver = service.solver().await;
-    let headers = [("prefer", "wait=0"), ("x-tenant", "a"), ("cookie", "s=12345"), ("user-agent", "any")];
+    let headers = [
+        ("prefer", "wait=0"),
+        ("x-tenant", "a"),
+        ("x-for", "ada@example.org"),
+        ("cookie", "s=12345"),
+        ("x-api-key", "k3y"),
+        ("user-agent", "any"),
+    ];
     let held = prune(&service, &solver, &headers, r#"{"if_version":3,"why":"ada@example.org asks"}"#).await;
     let shown = service.admin(Method::GET, &format!("/v1/approvals/{}", id(&held)), None).await.expect("shown");
     assert_eq!(shown["body"], r#"{"if_version":3,"why":"[redacted:email] asks"}"#);
-    assert_eq!(shown["headers"], json!(["cookie: [7 bytes]", "x-tenant: a"]), "the headers that are bound");
+    assert_eq!(
+        shown["headers"],
+        json!(["cookie: [7 bytes]", "x-api-key: [3 bytes]", "x-for: [redacted:email]", "x-tenant: a"]),
+        "the headers that are bound"
+    );
 }
 
 /// Asks until the approval has left `executing`.
@@ -214,13 +230,7 @@ async fn stopping_the_requester_or_the_approver_withdraws_what_is_open() {
     let (solver, other) = (service.solver().await, service.workload("spiffe://example.org/ai/other").await);
     let (url, waiting) = (service.url("gateway", "/v1/runs/r1/nodes/n1/prune"), solver.clone());
     let held = tokio::spawn(async move { waiting.call("POST", &url, &[("prefer", "wait=25")], BODY).await });
-    let pending = loop {
-        let list = service.admin(Method::GET, "/v1/approvals", None).await.expect("lists");
-        if let Some(id) = list[0]["id"].as_str() {
-            break id.to_owned();
-        }
-        tokio::task::yield_now().await;
-    };
+    let pending = pending(&service).await;
     let decided = approved(&service, &other).await;
     let stop = json!({"kind": "spiffe-id", "value": crate::world::SOLVER, "reason": "test"});
     let receipt = service.admin(Method::POST, "/v1/revocations", Some(stop)).await.expect("revokes");

@@ -215,7 +215,7 @@ async fn a_stop_ends_an_exchange_that_waits_for_upstream() {
     let stop = json!({"kind": "spiffe-id", "value": SOLVER, "reason": "test"});
     service.admin(Method::POST, "/v1/revocations", Some(stop)).await.expect("revokes");
     let ended = tokio::time::timeout(std::time::Duration::from_secs(20), call).await.expect("at once, not at last");
-    assert_eq!(ended.expect("runs"), 401);
+    assert_eq!(ended.expect("runs"), 403, "nothing that a client would answer by sending it again");
     drop(release);
     let report = service.verify().await;
     assert!(report.status.success(), "{}", crate::world::stdout(&report));
@@ -235,6 +235,11 @@ async fn a_stop_that_the_ledger_cannot_keep_is_no_stop_and_says_so() {
             std::process::Command::new("prlimit").args(["--pid", &pid, &format!("--fsize={bytes}:unlimited")]).status();
         assert!(status.expect("util-linux has prlimit").success());
     };
+    let (prune, body) = (service.url("gateway", "/v1/runs/r1/nodes/n1/prune"), r#"{"if_version":3}"#);
+    let held = solver.call("POST", &prune, &[("prefer", "wait=0")], body).await;
+    let approval = format!("/v1/approvals/{}", held.header("location").rsplit('/').next().expect("an id"));
+    let alice = service.person("alice").await;
+    let decide = async |approve: bool| alice.call(Method::POST, &approval, Some(&json!({"approve": approve}))).await;
     // No file may grow beyond the ledger's journal as it is now; the log's files are far smaller.
     let journal = std::fs::metadata(service.data.join("ledger.db-wal")).expect("there").len();
     limit(&journal.to_string());
@@ -243,10 +248,12 @@ async fn a_stop_that_the_ledger_cannot_keep_is_no_stop_and_says_so() {
         let refused = service.admin(Method::POST, "/v1/revocations", Some(stop.clone())).await.expect_err("refused");
         assert_eq!(refused.status(), Some(503), "{refused}");
     }
+    assert_eq!(decide(true).await.err().and_then(|e| e.status()), Some(503), "an approval that cannot be kept");
     let joined = enrol::join(&service.addresses["identity"], &join_token).await;
     assert_eq!(joined.err().and_then(|e| e.status()), Some(503), "a token whose spending cannot be kept is not spent");
     assert_eq!(solver.get(&url).await.status, 200, "nothing was stopped");
     limit("unlimited");
+    assert_eq!(decide(false).await.expect("another mind")["state"], "denied");
     enrol::join(&service.addresses["identity"], &join_token).await.expect("it is good still");
     service.admin(Method::POST, "/v1/revocations", Some(stop)).await.expect("revokes, with space again");
     let stops = service.admin(Method::GET, "/v1/revocations", None).await.expect("lists");

@@ -78,15 +78,9 @@ pub struct MaskRules {
 }
 
 impl MaskRules {
-    /// The paths of well-known streams whose strings continue over events: chat completions, their tool calls, and the
-    /// two shapes of plain deltas. What another stream cuts elsewhere is masked event by event.
-    pub const KNOWN_DELTAS: [&'static str; 5] = [
-        "$.choices[*].delta.content",
-        "$.choices[*].delta.tool_calls[*].function.arguments",
-        "$.delta",
-        "$.delta.text",
-        "$.delta.partial_json",
-    ];
+    /// The paths of OpenAI-compatible streams whose strings continue over events.
+    pub const OPENAI_DELTA: [&'static str; 2] =
+        ["$.choices[*].delta.content", "$.choices[*].delta.tool_calls[*].function.arguments"];
 
     /// A mask with these detectors that redacts, without field rules.
     pub fn detecting(detectors: &[EntityKind]) -> Self {
@@ -94,7 +88,7 @@ impl MaskRules {
             detectors: detectors.to_vec(),
             strategy: Strategy::Redact,
             fields: Vec::new(),
-            delta: Self::KNOWN_DELTAS.iter().filter_map(|p| FieldPath::parse(p).ok()).collect(),
+            delta: Self::OPENAI_DELTA.iter().filter_map(|p| FieldPath::parse(p).ok()).collect(),
             exact: Vec::new(),
         }
     }

@@ -68,17 +68,18 @@ fn delta(index: usize, content: &str) -> String {
 }
 
 #[test]
-fn other_shapes_of_deltas_are_joined_too() {
-    for (before, after) in [
-        (r#"{"type":"response.output_text.delta","delta":""#, r#""}"#),
-        (r#"{"type":"content_block_delta","delta":{"type":"text_delta","text":""#, r#""}}"#),
-        (r#"{"type":"content_block_delta","delta":{"partial_json":""#, r#""}}"#),
+fn other_shapes_of_deltas_are_joined_where_a_mask_names_them() {
+    for (path, before, after) in [
+        ("$.delta", r#"{"type":"response.output_text.delta","delta":""#, r#""}"#),
+        ("$.delta.text", r#"{"type":"content_block_delta","delta":{"type":"text_delta","text":""#, r#""}}"#),
     ] {
+        let mut named = MaskRules::clone(&rules());
+        named.delta = vec![FieldPath::parse(path).expect("a path")];
         let events: String = "to ada@example.org, ".chars().map(|c| format!("data: {before}{c}{after}\n\n")).collect();
-        let masked = mask_whole(&rules(), "text/event-stream", events.as_bytes()).expect("readable");
+        let masked = mask_whole(&Arc::new(named), "text/event-stream", events.as_bytes()).expect("readable");
         let text = String::from_utf8(masked).expect("UTF-8");
         let joined: String = text.split(before).skip(1).filter_map(|e| e.split(after).next()).collect();
-        assert_eq!(joined, "to [redacted:email], ", "{before}");
+        assert_eq!(joined, "to [redacted:email], ", "{path}");
     }
 }
 

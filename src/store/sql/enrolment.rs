@@ -89,6 +89,11 @@ impl Issued for SqliteLedger {
         .map_err(away)
     }
 
+    async fn withdraw(&self, serial: &str) -> Result<(), Unavailable> {
+        let query = sqlx::query("DELETE FROM issued WHERE serial = ?").bind(serial);
+        query.execute(&self.pool).await.map(drop).map_err(away)
+    }
+
     async fn by_attestation(&self, attestation: Sha256, jkt: Jkt) -> Result<Option<IssuedCertificate>, Unavailable> {
         let query = sqlx::query(COLUMNS_BY_ATTESTATION).bind(attestation.to_string()).bind(jkt.to_string());
         query.fetch_optional(&self.pool).await.map_err(away)?.map(|row| certificate(&row)).transpose()
