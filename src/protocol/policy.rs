@@ -139,8 +139,9 @@ impl PolicyEngine {
         let route = uid("Route", &intent.route);
         let objects = object_chain(&intent.route, &intent.object);
         let resource = uid("Object", objects.first().ok_or("the object is empty")?);
-        let context = Context::from_json_value(intent.context.clone().into(), Some((&self.schema, &action)))
-            .map_err(|e| format!("the context does not fit the schema: {e}"))?;
+        let pairs = intent.context.iter().map(|(name, value)| Ok((name.clone(), expression(value)?)));
+        let context = Context::from_pairs(pairs.collect::<Result<Vec<_>, String>>()?)
+            .map_err(|e| format!("the context cannot be built: {e}"))?;
         let request = Request::new(principal.clone(), action, resource, context, Some(&self.schema))
             .map_err(|e| format!("the request does not fit the schema: {e}"))?;
         let mut entities = vec![workload(principal, intent)?, Entity::with_uid(route.clone())];
@@ -153,6 +154,26 @@ impl PolicyEngine {
         let entities = Entities::from_entities(entities, None).map_err(|e| e.to_string())?;
         Ok((request, entities))
     }
+}
+
+/// A context value. Built directly: Cedar's reading of JSON tries each of its escapes on every value.
+fn expression(value: &serde_json::Value) -> Result<RestrictedExpression, String> {
+    use serde_json::Value;
+    Ok(match value {
+        Value::Bool(b) => RestrictedExpression::new_bool(*b),
+        Value::String(text) => RestrictedExpression::new_string(text.clone()),
+        Value::Number(n) => {
+            RestrictedExpression::new_long(n.as_i64().ok_or_else(|| format!("{n} is no 64-bit whole number"))?)
+        }
+        Value::Array(items) => {
+            RestrictedExpression::new_set(items.iter().map(expression).collect::<Result<Vec<_>, _>>()?)
+        }
+        Value::Object(members) => {
+            let fields = members.iter().map(|(name, v)| Ok((name.clone(), expression(v)?)));
+            RestrictedExpression::new_record(fields.collect::<Result<Vec<_>, String>>()?).map_err(|e| e.to_string())?
+        }
+        Value::Null => return Err("null has no counterpart in policies".into()),
+    })
 }
 
 fn workload(principal: EntityUid, intent: &Intent) -> Result<Entity, String> {
