@@ -15,18 +15,28 @@ use crate::domain::time::Timestamp;
 /// How long one nonce key step lasts; a nonce of the two steps before is accepted too.
 const STEP: Duration = Duration::from_mins(1);
 const STEPS_BACK: u64 = 2;
+/// How many steps one derived key serves: an hour.
+const STEPS_A_KEY: u64 = 60;
 const BODY: usize = 1 + 8 + 8 + 12;
 
 /// How long after `at` a proof with a nonce made then may still pass.
 pub const NONCE_LIFE: Duration = Duration::from_secs(60 * (STEPS_BACK + 1));
 
-/// The key that makes and checks nonces, shared by replicas.
+/// The key that makes and checks nonces, shared by replicas. It signs nothing itself: each hour has a key of its own,
+/// derived from it, so that the keys in use rotate without replicas having to talk.
 pub struct NonceKey(hmac::Key);
 
 impl NonceKey {
     /// From 32 random bytes.
     pub fn new(bytes: &[u8; 32]) -> Self {
         Self(hmac::Key::new(hmac::HMAC_SHA256, bytes))
+    }
+
+    /// The key of the hour that a step is in.
+    fn working(&self, step: u64) -> hmac::Key {
+        let mut info = b"popgate nonce key".to_vec();
+        info.extend((step / STEPS_A_KEY).to_be_bytes());
+        hmac::Key::new(hmac::HMAC_SHA256, hmac::sign(&self.0, &info).as_ref())
     }
 
     /// A nonce of `epoch`; `random` must be fresh, so that each challenge has a new value.
@@ -36,7 +46,7 @@ impl NonceKey {
         body.extend(epoch.id);
         body.extend(step(now).to_be_bytes());
         body.extend(random);
-        let tag = hmac::sign(&self.0, &body);
+        let tag = hmac::sign(&self.working(step(now)), &body);
         body.extend(&tag.as_ref()[..16]);
         B64.encode(body)
     }
@@ -48,11 +58,11 @@ impl NonceKey {
             return false;
         }
         let (body, tag) = bytes.split_at(BODY);
-        let expected = hmac::sign(&self.0, body);
-        let genuine = aws_lc_rs::constant_time::verify_slices_are_equal(&expected.as_ref()[..16], tag).is_ok();
         let mut made = [0; 8];
         made.copy_from_slice(&body[9..17]);
         let made = u64::from_be_bytes(made);
+        let expected = hmac::sign(&self.working(made), body);
+        let genuine = aws_lc_rs::constant_time::verify_slices_are_equal(&expected.as_ref()[..16], tag).is_ok();
         let current = step(now);
         genuine
             && body[0] == role.byte()
@@ -72,6 +82,18 @@ mod tests {
 
     const NOW: Timestamp = Timestamp::from_unix(1_700_000_040);
     const EPOCH: Epoch = Epoch { id: [3; 8], since: Timestamp::ZERO };
+
+    #[test]
+    fn p9_keys_rotate_by_the_hour_and_no_nonce_dies_of_it() {
+        let key = NonceKey::new(&[7; 32]);
+        let tag = |step| hmac::sign(&key.working(step), b"x").as_ref().to_vec();
+        assert_eq!(tag(0), tag(STEPS_A_KEY - 1));
+        assert_ne!(tag(STEPS_A_KEY - 1), tag(STEPS_A_KEY));
+        let last = Timestamp::from_unix(3600 * 1000 - 1);
+        let nonce = key.make(Role::Gateway, &EPOCH, last, &[1; 12]);
+        assert!(key.accepts(&nonce, Role::Gateway, &EPOCH, last.plus(Duration::from_secs(1))), "in the next hour");
+        assert!(!key.accepts(&nonce, Role::Gateway, &EPOCH, last.plus(Duration::from_mins(4))), "and not for longer");
+    }
 
     #[test]
     fn p9_a_nonce_is_bound_to_key_role_epoch_and_time() {
