@@ -25,9 +25,7 @@ use crate::store::approvals::{Asked, Step};
 use crate::store::entropy;
 
 /// How long people have to decide.
-pub const TO_APPROVE: Duration = Duration::from_mins(15);
-/// How long the requester has to come back.
-pub const TO_CONSUME: Duration = Duration::from_mins(5);
+const TO_APPROVE: Duration = Duration::from_mins(15);
 
 /// The right to forward one request, once.
 pub struct Permit {

@@ -4,7 +4,6 @@ use async_trait::async_trait;
 use tokio::sync::watch;
 
 use crate::domain::approval::{Approval, ApprovalState};
-use crate::domain::digest::Sha256;
 use crate::domain::time::Timestamp;
 use crate::store::Unavailable;
 
@@ -45,8 +44,6 @@ pub trait Approvals: Send + Sync {
     async fn ask(&self, approval: &Approval, now: Timestamp) -> Result<Asked, Unavailable>;
     /// One approval.
     async fn get(&self, id: &str) -> Result<Option<Approval>, Unavailable>;
-    /// The open approval of a request.
-    async fn open_by_digest(&self, digest: Sha256) -> Result<Option<Approval>, Unavailable>;
     /// The newest thousand approvals, newest first; or every open one.
     async fn list(&self, open: bool) -> Result<Vec<Approval>, Unavailable>;
     /// Takes one step; none if the approval is not in `from` any more.

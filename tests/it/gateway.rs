@@ -113,6 +113,10 @@ async fn a_body_that_a_rule_must_read_has_a_limit() {
     let body = format!(r#"{{"if_version":1,"pad":"{}"}}"#, "x".repeat(2000));
     let answer = solver.call("POST", &service.url("gateway", "/v1/runs/r1/nodes/n1/prune"), &[], &body).await;
     assert_eq!((answer.status, answer.problem().as_str()), (413, "body"));
+    let kind = [("content-type", "application/x-www-form-urlencoded")];
+    let form = solver.call("POST", &service.url("gateway", "/raw/x"), &kind, &format!("a={}", "x".repeat(2000))).await;
+    assert_eq!((form.status, form.problem().as_str()), (413, "body"), "a form is held, too: it may hide a token");
+    assert_eq!(service.upstream.count(), 0);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

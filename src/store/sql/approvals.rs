@@ -24,6 +24,15 @@ impl SqliteLedger {
     fn announce(&self) {
         self.approval_changes.send_modify(|n| *n = n.wrapping_add(1));
     }
+
+    /// The open approval of a request, for repeats to fold into.
+    async fn open_by_digest(&self, digest: Sha256) -> Result<Option<Approval>, Unavailable> {
+        let row = sqlx::query("SELECT body FROM approval WHERE request_sha256 = ? AND state IN ('pending', 'approved') ORDER BY created_at DESC LIMIT 1")
+            .bind(digest.to_string())
+            .fetch_optional(&self.pool)
+            .await;
+        row.map_err(away)?.map(|r| approval(&r)).transpose()
+    }
 }
 
 #[async_trait]
@@ -63,14 +72,6 @@ impl Approvals for SqliteLedger {
 
     async fn get(&self, id: &str) -> Result<Option<Approval>, Unavailable> {
         let row = sqlx::query("SELECT body FROM approval WHERE id = ?").bind(id).fetch_optional(&self.pool).await;
-        row.map_err(away)?.map(|r| approval(&r)).transpose()
-    }
-
-    async fn open_by_digest(&self, digest: Sha256) -> Result<Option<Approval>, Unavailable> {
-        let row = sqlx::query("SELECT body FROM approval WHERE request_sha256 = ? AND state IN ('pending', 'approved') ORDER BY created_at DESC LIMIT 1")
-            .bind(digest.to_string())
-            .fetch_optional(&self.pool)
-            .await;
         row.map_err(away)?.map(|r| approval(&r)).transpose()
     }
 
