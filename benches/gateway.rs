@@ -26,6 +26,8 @@ use popgate::domain::secret::AccessToken;
 use popgate::domain::spiffe_id::TrustDomain;
 use popgate::domain::time::Clock as _;
 use popgate::identity::authority::Authority;
+use popgate::identity::authority::keys::FileKeys;
+use popgate::identity::config::IdentityConfig;
 use popgate::net::body::{AnyBody, BoxError};
 use popgate::net::keys::P256Key;
 use popgate::net::tls::{self, ServerIdentity};
@@ -58,8 +60,10 @@ fn bare_proxy(upstream: &str, dir: &Path) {
     Runtime::new().expect("a runtime").block_on(async {
         let now = SystemClock.now();
         let domain = TrustDomain::parse("example.org").expect("a trust domain");
-        let authority = Authority::open(&dir.join("ca"), &domain, now).expect("a CA");
-        std::fs::write(dir.join("root.der"), authority.root_der()).expect("writes");
+        let keys = FileKeys::new(&dir.join("ca"), None).expect("a key store");
+        let policy = IdentityConfig::default().policy();
+        let authority = Authority::open(&dir.join("ca"), &domain, Box::new(keys), policy, now).expect("a CA");
+        std::fs::write(dir.join("root.der"), &authority.bundle().roots[0]).expect("writes");
         let key = P256Key::generate();
         let made = authority.issue_server(&key, &["127.0.0.1".into()], now).expect("a certificate");
         let identity = ServerIdentity::new(made.chain, key.tls()).expect("an identity");

@@ -1,5 +1,9 @@
 //! The only wiring: stores, planes, listeners, reload, drain.
 
+pub mod agent;
+mod bundle_endpoint;
+mod desk;
+mod rotation;
 mod wiring;
 
 use std::path::{Path, PathBuf};
@@ -15,11 +19,12 @@ use tokio::task::JoinSet;
 use crate::app::wiring::Wiring;
 use crate::config::{Config, ConfigError, ReplayStore};
 use crate::domain::leaf::{Event, Staged};
-use crate::domain::time::Clock;
+use crate::domain::time::{Clock, Timestamp};
 use crate::evidence::sequence::Sequencer;
 use crate::gateway::routes::{RuleSources, Rules};
 use crate::gateway::serve::Gateway;
-use crate::identity::authority::Authority;
+use crate::identity::authority::keys::FileKeys;
+use crate::identity::authority::{Authority, AuthorityError};
 use crate::net::files;
 use crate::net::listener::{self, Drain};
 use crate::net::tls;
@@ -59,6 +64,8 @@ pub enum StartError {
     Tls(#[from] tls::TlsError),
     #[error(transparent)]
     File(#[from] files::FileError),
+    #[error("attestation: {0}")]
+    Attestation(#[from] crate::net::fetch::FetchError),
     #[error("token.issuer {0:?}: {1}")]
     Issuer(String, crate::protocol::htu::UriError),
     #[error("gateway.origins {0:?}: {1}")]
@@ -78,6 +85,9 @@ pub struct Addresses {
     pub admin: String,
     /// Metrics and health.
     pub telemetry: String,
+    /// The bundle endpoint, where it has a listener of its own.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub bundle: Option<String>,
 }
 
 /// How long an exchange that is ended has to write its last leaf.
@@ -161,6 +171,7 @@ impl Listeners {
             gateway: of("https", &self.gateway),
             admin,
             telemetry: of("http", &self.telemetry),
+            bundle: None,
         }
     }
 }
@@ -173,7 +184,9 @@ impl App {
         let trust_domain = config.trust_domain()?;
         files::private_dir(&config.data_dir.join("keys"))?;
         let bound = Listeners::bind(config).await?;
-        let addresses = bound.addresses();
+        let endpoint = bundle_endpoint::bind(config).await?;
+        let mut addresses = bound.addresses();
+        addresses.bundle = endpoint.as_ref().and_then(|e| e.0.local_addr().ok()).map(|a| format!("https://{a}"));
         let ledger = Arc::new(SqliteLedger::open(&config.data_dir.join("ledger.db")).await?);
         let evidence = Arc::new(Sequencer::open(&config.data_dir, trust_domain.as_str(), clock.clone())?);
         let stores = Stores {
@@ -181,6 +194,9 @@ impl App {
             clock: clock.clone(),
             join_tokens: ledger.clone(),
             entries: ledger.clone(),
+            templates: ledger.clone(),
+            nodes: ledger.clone(),
+            bundles: ledger.clone(),
             people: ledger.clone(),
             issued: ledger.clone(),
             approvals: ledger.clone(),
@@ -188,8 +204,7 @@ impl App {
             keys: ledger.clone(),
             evidence: evidence.clone(),
         };
-        let authority = Arc::new(Authority::open(&config.data_dir.join("ca"), &trust_domain, clock.now())?);
-        files::write_public(&config.data_dir.join("ca.pem"), files::pem(authority.root_der()).as_bytes())?;
+        let authority = Arc::new(open_authority(config, clock.now())?);
         log_start(&stores, &authority, &ledger).await?;
         let resources = Arc::default();
         let wiring =
@@ -198,7 +213,7 @@ impl App {
         resources.store(Arc::new(wiring::resources(&gateway.rules.load())));
         files::write_public(&config.data_dir.join("txn-jwks.json"), gateway.txn_jwks().to_string().as_bytes())?;
         let (switch, drain) = Drain::new();
-        let listeners = wiring.listen(bound, gateway.clone(), drain).await?;
+        let listeners = wiring.listen(bound, endpoint, gateway.clone(), drain).await?;
         Ok(Self {
             addresses,
             switch,
@@ -254,26 +269,21 @@ async fn replay(config: &Config, clock: Arc<dyn Clock>) -> Result<Arc<dyn Replay
     })
 }
 
+/// The authorities of the data directory, with their keys as configured.
+pub fn open_authority(config: &Config, now: Timestamp) -> Result<Authority, StartError> {
+    let dir = config.data_dir.join("ca");
+    let sealing = config.identity.key_encryption_key_file.as_ref().map(|f| config.base.join(f));
+    let keys = FileKeys::new(&dir, sealing.as_deref()).map_err(AuthorityError::from)?;
+    Ok(Authority::open(&dir, &config.trust_domain()?, Box::new(keys), config.identity.policy(), now)?)
+}
+
 async fn log_start(stores: &Stores, authority: &Authority, ledger: &SqliteLedger) -> Result<(), StartError> {
     let now = stores.clock.now();
     let append = async |event| stores.evidence.append(Staged::plain(now, event)).await;
     append(Event::Started { version: env!("CARGO_PKG_VERSION").into() }).await?;
-    let status = authority.status();
-    append(Event::Authority {
-        role: "root".into(),
-        key_id: status.pin.to_string(),
-        certificate_sha256: Some(status.root_sha256),
-        not_after: Some(status.root_not_after),
-    })
-    .await?;
-    let (key_id, sha256, not_after) = authority.issuing_key();
-    append(Event::Authority {
-        role: "issuing".into(),
-        key_id,
-        certificate_sha256: Some(sha256),
-        not_after: Some(not_after),
-    })
-    .await?;
+    for change in authority.active() {
+        stores.evidence.append(desk::staged(stores, &change)).await?;
+    }
     for settled in ledger.settle_interrupted(now).await? {
         tracing::warn!(
             approval = settled.id,

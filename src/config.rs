@@ -12,7 +12,9 @@ use crate::console::config::ConsoleConfig;
 use crate::domain::spiffe_id::TrustDomain;
 use crate::domain::time::Span;
 use crate::gateway::config::{GatewayConfig, LimitsConfig, MaskConfig, PolicyConfig, RouteConfig};
-use crate::identity::config::IdentityConfig;
+use crate::identity::attest::config::TrustConfig;
+use crate::identity::config::{BundleEndpointConfig, IdentityConfig};
+use crate::identity::federation::{FederationConfig, Relation};
 use crate::protocol::policy::PolicySource;
 use crate::token::config::TokenConfig;
 
@@ -52,6 +54,13 @@ pub struct Config {
     pub shutdown_grace: Span,
     /// `[identity]`.
     pub identity: IdentityConfig,
+    /// `[bundle_endpoint]`.
+    pub bundle_endpoint: BundleEndpointConfig,
+    /// `[trust]`: whom attestation believes.
+    pub trust: TrustConfig,
+    /// `[[federation]]`.
+    #[serde(rename = "federation", skip_serializing_if = "Vec::is_empty")]
+    pub federations: Vec<FederationConfig>,
     /// `[token]`.
     pub token: TokenConfig,
     /// `[gateway]`.
@@ -85,6 +94,9 @@ impl Default for Config {
             include: Vec::new(),
             shutdown_grace: Span(Duration::from_secs(10)),
             identity: IdentityConfig::default(),
+            bundle_endpoint: BundleEndpointConfig::default(),
+            trust: TrustConfig::default(),
+            federations: Vec::new(),
             token: TokenConfig::default(),
             gateway: GatewayConfig::default(),
             console: ConsoleConfig::default(),
@@ -179,7 +191,14 @@ impl Config {
     }
 
     fn check(&self) -> Result<(), ConfigError> {
-        self.trust_domain()?;
+        self.relations()?;
+        self.identity.check().map_err(ConfigError::Value)?;
+        let endpoint = &self.bundle_endpoint;
+        if endpoint.listen.is_some() && (endpoint.certificate_file.is_none() || endpoint.key_file.is_none()) {
+            return Err(ConfigError::Value(
+                "bundle_endpoint.listen needs certificate_file and key_file: it proves itself to the web".into(),
+            ));
+        }
         let window = self.token.proof_past.0.max(self.token.proof_future.0);
         if window > Duration::from_mins(5) {
             return Err(ConfigError::Value("token.proof_past and token.proof_future are at most 5m".into()));
@@ -206,6 +225,13 @@ impl Config {
     pub fn trust_domain(&self) -> Result<TrustDomain, ConfigError> {
         TrustDomain::parse(&self.trust_domain)
             .map_err(|e| ConfigError::Value(format!("trust_domain {:?}: {e}", self.trust_domain)))
+    }
+
+    /// The trust domains that are federated with.
+    pub fn relations(&self) -> Result<Vec<Relation>, ConfigError> {
+        let own = self.trust_domain()?;
+        let read = |f| Relation::new(f, &self.base, &own).map_err(|e| ConfigError::Value(e.to_string()));
+        self.federations.iter().map(read).collect()
     }
 
     /// Reads the policy files.
@@ -259,10 +285,11 @@ fn note_names(table: &Table, file: &Path, origins: &mut BTreeMap<String, PathBuf
     let mut names: Vec<String> = Vec::new();
     for (key, value) in table {
         match value {
-            Value::Array(items) if key == "route" => {
-                names.extend(items.iter().filter_map(|r| r.get("name")?.as_str()).map(|n| format!("route {n:?}")));
-            }
-            Value::Table(inner) => names.extend(inner.keys().map(|k| format!("{key}.{k}"))),
+            Value::Array(items) if items.iter().any(Value::is_table) => names.extend(named(key, items)),
+            Value::Table(inner) => names.extend(inner.iter().flat_map(|(k, v)| match v {
+                Value::Array(items) if items.iter().any(Value::is_table) => named(&format!("{key}.{k}"), items),
+                _ => vec![format!("{key}.{k}")],
+            })),
             _ => names.push(key.clone()),
         }
     }
@@ -274,10 +301,16 @@ fn note_names(table: &Table, file: &Path, origins: &mut BTreeMap<String, PathBuf
     Ok(())
 }
 
+/// The names of the tables in an array.
+fn named(what: &str, items: &[Value]) -> Vec<String> {
+    let name = |t: &Value| t.get("name").or_else(|| t.get("trust_domain"))?.as_str().map(|n| format!("{what} {n:?}"));
+    items.iter().filter_map(name).collect()
+}
+
 fn merge(into: &mut Table, more: Table) {
     for (key, value) in more {
         match (into.get_mut(&key), value) {
-            (Some(Value::Table(have)), Value::Table(new)) => have.extend(new),
+            (Some(Value::Table(have)), Value::Table(new)) => merge(have, new),
             (Some(Value::Array(have)), Value::Array(new)) => have.extend(new),
             (_, value) => {
                 into.insert(key, value);

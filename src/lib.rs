@@ -7,6 +7,8 @@ pub mod domain;
 pub mod protocol;
 
 #[cfg(feature = "full")]
+pub mod agent;
+#[cfg(feature = "full")]
 pub mod app;
 #[cfg(feature = "full")]
 pub mod cli;

@@ -9,6 +9,7 @@ const ALLOWED: &[(&str, &[&str])] = &[
     ("protocol", &["domain"]),
     ("store", &["domain"]),
     ("net", &["domain"]),
+    ("agent", PLANE),
     ("identity", PLANE),
     ("token", PLANE),
     ("gateway", PLANE),
@@ -24,6 +25,7 @@ const ALLOWED: &[(&str, &[&str])] = &[
         &[
             "app",
             "config",
+            "agent",
             "identity",
             "token",
             "gateway",
@@ -44,6 +46,7 @@ const ALLOWED: &[(&str, &[&str])] = &[
 const PLANE: &[&str] = &["store", "net", "protocol", "domain", "telemetry"];
 const EVERYTHING_BELOW_APP: &[&str] = &[
     "config",
+    "agent",
     "identity",
     "token",
     "gateway",

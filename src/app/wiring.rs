@@ -1,7 +1,7 @@
 //! Makes each plane from its section, and each listener from its plane.
 
 use std::net::SocketAddr;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
@@ -11,23 +11,27 @@ use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+use crate::app::bundle_endpoint::Endpoint;
+use crate::app::desk::{self, Desk};
+use crate::app::rotation::ServerCertificate;
 use crate::app::{Addresses, Listeners, StartError, load_rules};
 use crate::config::{Config, ConfigError};
 use crate::console::server::{self as console_server, Console};
-use crate::domain::leaf::{Event, Staged};
-use crate::domain::time::Timestamp;
 use crate::gateway::config::{Access, ClientCertificate};
 use crate::gateway::routes::{Route, Rules};
 use crate::gateway::serve::{Gateway, GatewayService};
 use crate::gateway::tokens::Caches;
+use crate::identity::attest;
 use crate::identity::authority::Authority;
 use crate::identity::enrol::Enrolment;
+use crate::identity::federation;
+use crate::identity::revocation_lists::RevocationLists;
 use crate::identity::server::{self as identity_server, IdentityPlane, Servers};
 use crate::net::files;
 use crate::net::keys::P256Key;
 use crate::net::listener::{self, Drain};
 use crate::net::router::Routed;
-use crate::net::tls::{self, ClientTrust, LeafCheck, ServerIdentity};
+use crate::net::tls::{self, ClientTrust, LeafCheck, RootFinder};
 use crate::net::uds;
 use crate::protocol::dpop::Window;
 use crate::protocol::htu::{Htu, Origin};
@@ -139,10 +143,14 @@ impl Wiring<'_> {
 
     fn console(&self, tasks: TaskTracker) -> Arc<Console> {
         let (authority, addresses, stores) = (self.authority.clone(), self.addresses.clone(), self.stores.clone());
+        let (pin_of, bundle_of) = (self.authority.clone(), self.authority.clone());
         Arc::new(Console {
             stores: self.stores.clone(),
-            trust_domain: self.authority.bundle().trust_domain,
-            pin: self.authority.pin(),
+            trust_domain: self.authority.trust_domain().clone(),
+            pin: Arc::new(move || pin_of.pin()),
+            bundle: Arc::new(move || bundle_of.bundle().to_jwks()),
+            desk: Arc::new(Desk { authority: self.authority.clone(), stores: self.stores.clone() }),
+            svid_bounds: self.config.identity.svid_bounds(),
             default_ttl: self.config.identity.svid_ttl.0,
             server_names: self.names(),
             deciding: tokio::sync::Mutex::default(),
@@ -151,11 +159,17 @@ impl Wiring<'_> {
                 let revoked = stores.revocations.watch().borrow().head;
                 json!({
                     "version": env!("CARGO_PKG_VERSION"),
-                    "ca": authority.status(),
+                    "ca": {
+                        "trust_domain": authority.trust_domain().as_str(),
+                        "pin": authority.pin(),
+                        "bundle_sequence": authority.bundle().sequence,
+                        "active": authority.active(),
+                    },
                     "addresses": addresses,
                     "replay_store": stores.replay.name(),
-                    "entries": stores.entries.list().len(),
+                    "entries": stores.entries.count(),
                     "people": stores.people.list().len(),
+                    "nodes": stores.nodes.list().len(),
                     "revocation_head": revoked,
                     "now": stores.clock.now().rfc3339(),
                 })
@@ -163,68 +177,129 @@ impl Wiring<'_> {
         })
     }
 
-    /// A client certificate may come from our own trust domain alone.
-    fn clients(&self) -> ClientTrust {
-        let bundle = self.authority.bundle();
-        let domain = bundle.trust_domain;
+    /// A client certificate comes from our own trust domain, or, where `federated`, from one whose bundle is known: each
+    /// is judged by the bundle of its own trust domain alone (X509-SVID section 5).
+    fn clients(&self, federated: bool) -> ClientTrust {
+        let (authority, stores) = (self.authority.clone(), self.stores.clone());
+        let roots: RootFinder = Arc::new(move |presented| {
+            let leaf = presented.first().and_then(|der| X509Svid::parse(der).ok());
+            match leaf.map(|l| l.spiffe_id.trust_domain()) {
+                Some(domain) if domain == *authority.trust_domain() => authority.bundle().roots.clone(),
+                Some(domain) if federated => {
+                    federation::foreign(&stores).remove(&domain).map(|b| b.roots).unwrap_or_default()
+                }
+                _ => Vec::new(),
+            }
+        });
+        let authority = self.authority.clone();
         let check: LeafCheck = Arc::new(move |der| {
             let svid = X509Svid::parse(der).map_err(|e| e.to_string())?;
-            svid.spiffe_id
-                .is_member_of(&domain)
-                .then_some(())
-                .ok_or_else(|| "a foreign trust domain's certificate".to_owned())
+            let own = svid.spiffe_id.is_member_of(authority.trust_domain());
+            if own && authority.has_revoked_issuer(der) {
+                return Err("its issuing CA is trusted no more".to_owned());
+            }
+            // The roots were those of its own trust domain, or none.
+            if own || federated { Ok(()) } else { Err("a foreign trust domain's certificate".to_owned()) }
         });
-        ClientTrust { roots: tls::fixed_roots(bundle.roots), check, clock: self.stores.clock.clone() }
+        ClientTrust { roots, check, clock: self.stores.clock.clone() }
     }
 
-    pub(super) async fn listen(
+    fn enrolment(&self) -> Result<Arc<Enrolment>, StartError> {
+        let identity = &self.config.identity;
+        Ok(Arc::new(Enrolment {
+            authority: self.authority.clone(),
+            stores: self.stores.clone(),
+            attestors: attest::attestors(&self.config.trust, &self.config.base, self.authority.trust_domain())?,
+            bounds: identity.svid_bounds(),
+            reattest_after: identity.reattest_after.0,
+            told: Mutex::default(),
+        }))
+    }
+
+    /// The bundle endpoint of its own, and the bundles of others.
+    fn federate(
         &self,
-        bound: Listeners,
-        gateway: Arc<Gateway>,
-        drain: Drain,
-    ) -> Result<JoinSet<()>, StartError> {
-        let names = self.names();
-        let server = self.server_identity(&names)?;
-        let hosts = |address: SocketAddr| address.ip().is_loopback().then(|| Arc::new(names.clone()));
-        let request_clients = self.config.gateway.client_certificate == ClientCertificate::Request;
-        let identity = identity_server::router(Arc::new(IdentityPlane {
-            enrolment: Enrolment { authority: self.authority.clone(), stores: self.stores.clone() },
+        set: &mut JoinSet<()>,
+        endpoint: Option<Endpoint>,
+        plane: Arc<IdentityPlane>,
+        drain: &Drain,
+    ) -> Result<(), StartError> {
+        if let Some((listener, identity, files)) = endpoint {
+            let routed = Routed::new(identity_server::bundle_router(plane), None);
+            set.spawn(listener::serve(
+                listener,
+                Some(tls::server(identity.clone(), None, true)?),
+                routed,
+                drain.clone(),
+            ));
+            set.spawn(files.keep(identity, drain.clone()));
+        }
+        for relation in self.config.relations()? {
+            set.spawn(relation.keep(self.stores.clone(), drain.clone()));
+        }
+        Ok(())
+    }
+
+    fn identity_plane(&self, gateway: &Gateway, drain: &Drain) -> Result<Arc<IdentityPlane>, StartError> {
+        Ok(Arc::new(IdentityPlane {
+            enrolment: self.enrolment()?,
+            lists: Arc::new(RevocationLists::new(self.authority.clone(), self.stores.clone())),
             servers: Servers {
                 identity: self.addresses.identity.clone(),
                 token: self.addresses.token.clone(),
                 gateway: gateway.origins[0].as_str().to_owned(),
                 admin: self.addresses.admin.clone(),
             },
-        }));
+            drain: drain.clone(),
+        }))
+    }
+
+    pub(super) async fn listen(
+        &self,
+        bound: Listeners,
+        endpoint: Option<Endpoint>,
+        gateway: Arc<Gateway>,
+        drain: Drain,
+    ) -> Result<JoinSet<()>, StartError> {
+        let names = self.names();
+        let ca_file = self.config.data_dir.join("ca.pem");
+        let server = ServerCertificate::new(self.authority.clone(), names.clone(), self.stores.clone())?;
+        let hosts = |address: SocketAddr| address.ip().is_loopback().then(|| Arc::new(names.clone()));
+        let request_clients = self.config.gateway.client_certificate == ClientCertificate::Request;
+        let plane = self.identity_plane(&gateway, &drain)?;
+        let identity = identity_server::router(plane.clone());
         let token = token_server::router(self.token(&gateway).await?);
         let console = console_server::router(self.console(gateway.tasks.clone()));
         let telemetry =
             telemetry::router(Health { metrics: telemetry::start_metrics(), readiness: readiness(self.stores) });
-        let tls = |clients: bool, http2| tls::server(server.clone(), clients.then(|| self.clients()), http2);
+        let tls = |clients: Option<bool>| {
+            tls::server(server.identity.clone(), clients.map(|federated| self.clients(federated)), true)
+        };
         let mut set = JoinSet::new();
+        self.federate(&mut set, endpoint, plane, &drain)?;
         let local = |l: &TcpListener| l.local_addr().ok().and_then(&hosts);
         set.spawn(listener::serve(
             bound.identity,
-            Some(tls(true, true)?),
+            Some(tls(Some(false))?),
             Routed::new(identity, hosts(self.config.identity.listen)),
             drain.clone(),
         ));
         set.spawn(listener::serve(
             bound.token,
-            Some(tls(true, true)?),
+            Some(tls(Some(true))?),
             Routed::new(token, hosts(self.config.token.listen)),
             drain.clone(),
         ));
         let console_hosts = local(&bound.console);
         set.spawn(listener::serve(
             bound.console,
-            Some(tls(true, true)?),
+            Some(tls(Some(false))?),
             Routed::new(console.clone(), console_hosts),
             drain.clone(),
         ));
         set.spawn(listener::serve(
             bound.gateway,
-            Some(tls(request_clients, true)?),
+            Some(tls(request_clients.then_some(true))?),
             GatewayService(gateway),
             drain.clone(),
         ));
@@ -232,14 +307,9 @@ impl Wiring<'_> {
         set.spawn(listener::serve(bound.telemetry, None, Routed::new(telemetry, telemetry_hosts), drain.clone()));
         let socket = uds::bind(&self.config.data_dir.join("admin.sock"))?;
         set.spawn(uds::serve(socket, Routed::new(console, None), drain.clone()));
-        set.spawn(rotate(self.authority.clone(), server, names.clone(), self.stores.clone(), drain));
+        let identity = &self.config.identity;
+        set.spawn(server.keep(desk::pace(identity.issuing_life.0, identity.jwt_key_life.0), ca_file, drain));
         Ok(set)
-    }
-
-    fn server_identity(&self, names: &[String]) -> Result<Arc<ServerIdentity>, StartError> {
-        let key = P256Key::generate();
-        let made = self.authority.issue_server(&key, names, self.stores.clock.now())?;
-        Ok(ServerIdentity::new(made.chain, key.tls())?)
     }
 }
 
@@ -276,51 +346,4 @@ fn readiness(stores: &Stores) -> telemetry::Readiness {
             if missing.is_empty() { Ok(()) } else { Err(missing.join(", ")) }
         })
     })
-}
-
-/// Replaces the issuing CA at half its life, and the server certificate under the live listeners.
-async fn rotate(
-    authority: Arc<Authority>,
-    server: Arc<ServerIdentity>,
-    names: Vec<String>,
-    stores: Stores,
-    mut drain: Drain,
-) {
-    let half = crate::identity::profile::server_life() / 2;
-    let mut server_due: Timestamp = stores.clock.now().plus(half);
-    loop {
-        tokio::select! {
-            () = drain.begun() => return,
-            () = tokio::time::sleep(Duration::from_mins(1)) => {}
-        }
-        let now = stores.clock.now();
-        match authority.rotate_if_due(now) {
-            Ok(false) => {}
-            Ok(true) => {
-                let (key_id, sha256, not_after) = authority.issuing_key();
-                tracing::info!(key_id, "issuing CA replaced");
-                stores.evidence.note(Staged::plain(
-                    now,
-                    Event::Authority {
-                        role: "issuing".into(),
-                        key_id,
-                        certificate_sha256: Some(sha256),
-                        not_after: Some(not_after),
-                    },
-                ));
-            }
-            Err(error) => tracing::error!(%error, "the issuing CA could not be replaced"),
-        }
-        if now >= server_due {
-            let key = P256Key::generate();
-            let replaced = authority
-                .issue_server(&key, &names, now)
-                .map_err(|e| e.to_string())
-                .and_then(|m| server.replace(m.chain, key.tls()).map_err(|e| e.to_string()));
-            match replaced {
-                Ok(()) => server_due = now.plus(half),
-                Err(error) => tracing::error!(error, "the server certificate could not be replaced"),
-            }
-        }
-    }
 }

@@ -8,6 +8,7 @@ use serde_json::{Value, json};
 
 use crate::cli::Global;
 use crate::cli::context::{self, Failure, print};
+use crate::cli::suggest::{self, SuggestArgs};
 use crate::net::files;
 use crate::protocol::form;
 
@@ -19,8 +20,11 @@ pub enum JoinTokenCommand {
     )]
     Create {
         /// The registered identity
-        #[arg(long, value_name = "ID")]
-        spiffe_id: String,
+        #[arg(long, value_name = "ID", required_unless_present = "node")]
+        spiffe_id: Option<String>,
+        /// A name for the host, for its agent
+        #[arg(long, value_name = "NAME", conflicts_with = "spiffe_id")]
+        node: Option<String>,
         /// How long it is good
         #[arg(long, default_value = "10m")]
         ttl: String,
@@ -43,12 +47,33 @@ pub enum EntryCommand {
     /// Add and replace entries, add people, from a TOML file
     #[command(after_help = "Example: popgate entry import config/entries.toml")]
     Import { file: PathBuf },
+    /// All entries as a TOML file that `import` reads
+    #[command(after_help = "Example: popgate entry export > entries.toml")]
+    Export,
+    /// What an import would change; exit code 1 if it would change anything
+    #[command(after_help = "Example: popgate entry diff entries.toml")]
+    Diff { file: PathBuf },
+    /// Which selectors a process of this host has, or which processes some selectors match
+    #[command(after_help = "Example: popgate entry suggest --pid 4711")]
+    Suggest(SuggestArgs),
 }
 
 #[derive(Args)]
 pub struct EntryArgs {
-    /// The identity
+    /// The identity; with {TYPE:NAME} as a segment, a template
     spiffe_id: String,
+    /// The node whose agent serves it, or nodes: an ID with `*` at its end
+    #[arg(long, value_name = "NODE-ID")]
+    parent: Option<String>,
+    /// What attestation must find, all of it, as in unix:uid:1000
+    #[arg(long = "selector", value_name = "SELECTOR")]
+    selectors: Vec<String>,
+    /// What a workload with several identities is told about this one
+    #[arg(long)]
+    hint: Option<String>,
+    /// Check it and say what would be created; with selectors, also which processes of this host it would match
+    #[arg(long)]
+    dry_run: bool,
     /// Who answers for it: issuer#subject
     #[arg(long)]
     owner: String,
@@ -127,7 +152,7 @@ pub enum ApprovalCommand {
 
 #[derive(Args)]
 pub struct RevokeArgs {
-    /// spiffe-id, person, serial, jkt, jti or group
+    /// spiffe-id, entry, node, person, serial, jkt, jti or group
     kind: String,
     /// The subject
     value: String,
@@ -156,16 +181,16 @@ pub struct OffboardArgs {
     reason: Option<String>,
 }
 
-async fn call(global: &Global, method: Method, path: &str, body: Option<Value>) -> Result<Value, Failure> {
+pub async fn call(global: &Global, method: Method, path: &str, body: Option<Value>) -> Result<Value, Failure> {
     Ok(context::admin(global)?.call(method, path, body.as_ref()).await?)
 }
 
-async fn show(global: &Global, method: Method, path: &str, body: Option<Value>) -> Result<(), Failure> {
+pub async fn show(global: &Global, method: Method, path: &str, body: Option<Value>) -> Result<(), Failure> {
     print(global, &call(global, method, path, body).await?);
     Ok(())
 }
 
-fn query(path: &str, id: &str) -> String {
+pub fn query(path: &str, id: &str) -> String {
     format!("{path}?{}", form::write(&[("id", id)]))
 }
 
@@ -181,9 +206,9 @@ fn print_token(global: &Global, document: &Value, what: &str) {
 }
 
 pub async fn join_token(global: &Global, command: JoinTokenCommand) -> Result<(), Failure> {
-    let JoinTokenCommand::Create { spiffe_id, ttl } = command;
-    let document =
-        call(global, Method::POST, "/v1/join-tokens", Some(json!({"spiffe_id": spiffe_id, "ttl": ttl}))).await?;
+    let JoinTokenCommand::Create { spiffe_id, node, ttl } = command;
+    let body = json!({"spiffe_id": spiffe_id, "node": node, "ttl": ttl});
+    let document = call(global, Method::POST, "/v1/join-tokens", Some(body)).await?;
     print_token(global, &document, "join token");
     Ok(())
 }
@@ -196,23 +221,54 @@ pub async fn entry(global: &Global, command: EntryCommand) -> Result<(), Failure
             show(global, Method::DELETE, &query("/v1/entries", &spiffe_id), None).await
         }
         EntryCommand::Import { file } => {
-            let text = files::read(&file)?;
-            let table: toml::Table = text.parse().map_err(|e| Failure::failed(format!("{}: {e}", file.display())))?;
-            show(global, Method::POST, "/v1/import", Some(serde_json::to_value(table)?)).await
+            show(global, Method::POST, "/v1/import", Some(serde_json::to_value(table(&file)?)?)).await
         }
-        EntryCommand::Create(args) => {
-            let mut body = json!({
-                "spiffe_id": args.spiffe_id, "owner": args.owner, "groups": args.groups, "operations": args.operations, "dns_names": args.dns_names,
-            });
-            if let Some(sponsor) = args.sponsor {
-                body["sponsor"] = sponsor.into();
+        EntryCommand::Export => {
+            let document = call(global, Method::GET, "/v1/entries/export", None).await?;
+            if global.json {
+                print(global, &document);
+            } else {
+                context::out(&toml::to_string(&document)?);
             }
-            if let Some(ttl) = args.svid_ttl {
-                body["svid_ttl"] = ttl.into();
-            }
-            show(global, Method::POST, "/v1/entries", Some(body)).await
+            Ok(())
+        }
+        EntryCommand::Diff { file } => {
+            let document =
+                call(global, Method::POST, "/v1/entries/diff", Some(serde_json::to_value(table(&file)?)?)).await?;
+            print(global, &document);
+            let some = |name: &str| document[name].as_array().is_some_and(|list| !list.is_empty());
+            if some("added") || some("changed") { Err(Failure { text: String::new(), code: 1 }) } else { Ok(()) }
+        }
+        EntryCommand::Suggest(args) => suggest::run(global, &args),
+        EntryCommand::Create(args) => create(global, args).await,
+    }
+}
+
+fn table(file: &std::path::Path) -> Result<toml::Table, Failure> {
+    files::read(file)?.parse().map_err(|e| Failure::failed(format!("{}: {e}", file.display())))
+}
+
+async fn create(global: &Global, args: EntryArgs) -> Result<(), Failure> {
+    let mut body = json!({
+        "spiffe_id": args.spiffe_id, "owner": args.owner, "groups": args.groups, "operations": args.operations,
+        "dns_names": args.dns_names, "selectors": args.selectors,
+    });
+    let optional =
+        [("sponsor", args.sponsor), ("svid_ttl", args.svid_ttl), ("parent", args.parent.clone()), ("hint", args.hint)];
+    for (name, value) in optional {
+        if let Some(value) = value {
+            body[name] = value.into();
         }
     }
+    if !args.dry_run {
+        return show(global, Method::POST, "/v1/entries", Some(body)).await;
+    }
+    let mut document = call(global, Method::POST, "/v1/entries?dry_run=true", Some(body)).await?;
+    if args.parent.is_some() {
+        document["would_match_here"] = suggest::matching(&args.selectors)?.into();
+    }
+    print(global, &document);
+    Ok(())
 }
 
 pub async fn person(global: &Global, command: PersonCommand) -> Result<(), Failure> {

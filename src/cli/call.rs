@@ -1,7 +1,6 @@
 //! `call`: like curl, with certificate, token, proof, nonce and approval taken care of.
 
 use std::io::IsTerminal as _;
-use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -13,6 +12,7 @@ use hyper::body::Incoming;
 use serde_json::Value;
 
 use crate::cli::Global;
+use crate::cli::agent::ProofArgs;
 use crate::cli::context::{self, Failure};
 use crate::client::session::{Call, Session};
 use crate::net::body::read;
@@ -40,9 +40,11 @@ pub struct CallArgs {
     /// Do not wait for an approval
     #[arg(long)]
     no_wait: bool,
-    /// File with a one-time join token, or - for standard input; the key stays in memory
-    #[arg(long, value_name = "FILE")]
-    join_token_file: Option<PathBuf>,
+    #[command(flatten)]
+    proof: ProofArgs,
+    /// Which identity, where several are to be had
+    #[arg(long, value_name = "ID")]
+    spiffe_id: Option<String>,
     /// URL behind the gateway
     url: String,
 }
@@ -50,7 +52,8 @@ pub struct CallArgs {
 pub async fn run(global: &Global, args: CallArgs) -> Result<(), Failure> {
     // What is wrong with the command is told before a one-time token is spent on it.
     let mut call = build(&args)?;
-    let identity = Arc::new(context::identity(global, args.join_token_file.as_deref()).await?);
+    let wanted = super::enrol::wanted(args.spiffe_id.as_deref())?;
+    let identity = Arc::new(context::identity(global, &args.proof, wanted).await?);
     let session = Session::new(identity)?;
     let mut response = session.call(&call).await?;
     if let Some(location) = awaiting(&response).filter(|_| !args.no_wait) {

@@ -8,13 +8,15 @@ use std::sync::Arc;
 use serde_json::Value;
 
 use crate::cli::Global;
+use crate::cli::agent::ProofArgs;
 use crate::client::ClientError;
 use crate::client::admin::Admin;
-use crate::client::enrol;
+use crate::client::enrol::{self, Enrolment, Proof};
 use crate::client::identity::Identity;
+use crate::client::workload::{VARIABLE, WorkloadApi};
 use crate::config::Config;
 use crate::domain::secret::JoinToken;
-use crate::net::files;
+use crate::domain::spiffe_id::SpiffeId;
 
 /// Where enrolment happens if nothing says otherwise.
 const DEFAULT_IDENTITY_URL: &str = "https://127.0.0.1:8441";
@@ -83,36 +85,48 @@ pub fn admin(global: &Global) -> Result<Admin, Failure> {
     }
 }
 
-/// A join token from a file, or from standard input for `-`.
-pub fn join_token(file: &std::path::Path) -> Result<JoinToken, Failure> {
-    let text = files::read_secret(file)?;
-    JoinToken::parse(&text).map_err(|e| Failure::failed(format!("{}: {e}", file.display())))
-}
-
 /// Where enrolment happens.
 pub fn identity_url(global: &Global) -> String {
     let url = global.server.clone().or_else(|| environment().remove("POPGATE_SERVER"));
     url.unwrap_or_else(|| DEFAULT_IDENTITY_URL.into()).trim_end_matches('/').to_owned()
 }
 
-/// A workload's identity from the first source that is given.
-pub async fn identity(global: &Global, token_file: Option<&std::path::Path>) -> Result<Identity, Failure> {
+/// The agent at `SPIFFE_ENDPOINT_SOCKET`, if that is set.
+pub fn workload_api() -> Result<Option<WorkloadApi>, Failure> {
+    match environment().remove(VARIABLE) {
+        Some(address) if !address.is_empty() => Ok(Some(WorkloadApi::new(&address)?)),
+        _ => Ok(None),
+    }
+}
+
+/// A workload's identity from the first source that is given: a directory, an agent, a proof of identity.
+pub async fn identity(global: &Global, proof: &ProofArgs, wanted: Option<SpiffeId>) -> Result<Identity, Failure> {
     if let Some(dir) = &global.identity {
         return load_fresh(dir).await;
     }
-    let token = match (token_file, environment().remove("POPGATE_JOIN_TOKEN")) {
-        (Some(file), _) => join_token(file)?,
+    let source = proof.source()?;
+    if source.is_none()
+        && let Some(agent) = workload_api()?
+    {
+        return Ok(agent.identity(wanted).await?);
+    }
+    let proved = match (source, environment().remove("POPGATE_JOIN_TOKEN")) {
+        (Some(source), _) => source()?,
         (None, Some(text)) => {
-            JoinToken::parse(&text).map_err(|e| Failure::failed(format!("POPGATE_JOIN_TOKEN: {e}")))?
+            let token = JoinToken::parse(&text).map_err(|e| Failure::failed(format!("POPGATE_JOIN_TOKEN: {e}")))?;
+            Proof::JoinToken(token)
         }
         (None, None) => {
             return Err(Failure::usage(
-                "no identity: give --identity DIR, or SPIFFE_ENDPOINT_SOCKET, or --join-token-file F|- (or POPGATE_JOIN_TOKEN), or \
-                 --oidc-token-file F. This version takes the first and the third; the others come with the agent",
+                "no identity: give --identity DIR, or set SPIFFE_ENDPOINT_SOCKET to an agent's socket, or give --join-token-file F|- \
+                 (or POPGATE_JOIN_TOKEN), or --oidc-token-file F with --pin (--kubernetes-token-file and --x509-chain do as well)",
             ));
         }
     };
-    Ok(enrol::join(&identity_url(global), &token).await?)
+    let server = identity_url(global);
+    let enrolment =
+        Enrolment { server: &server, pin: proof.pin()?, proof: &proved, spiffe_id: wanted.as_ref(), node: false };
+    Ok(enrol::attest(&enrolment).await?)
 }
 
 /// Reads an identity and renews it where half its life has passed; the old one still serves if that fails.

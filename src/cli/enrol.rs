@@ -6,25 +6,47 @@ use clap::{Args, Subcommand};
 use serde_json::json;
 
 use crate::cli::Global;
+use crate::cli::agent::ProofArgs;
 use crate::cli::context::{self, Failure};
+use crate::cli::watch::{self, WatchArgs};
 use crate::client::enrol;
+use crate::client::http::HttpClient;
 use crate::client::identity::Identity;
+use crate::client::source::SvidSource;
+use crate::domain::spiffe_id::SpiffeId;
 
 #[derive(Args)]
 pub struct EnrolArgs {
-    /// File with the one-time token, or - for standard input
-    #[arg(long, value_name = "FILE")]
-    join_token_file: Option<PathBuf>,
+    #[command(flatten)]
+    pub proof: ProofArgs,
+    /// Which identity, where several are to be had
+    #[arg(long, value_name = "ID")]
+    pub spiffe_id: Option<String>,
     /// Directory that gets svid.pem, key.pem, bundle.pem and popgate.json
     #[arg(long, value_name = "DIR", default_value = "identity")]
-    out: PathBuf,
+    pub out: PathBuf,
 }
 
 #[derive(Subcommand)]
 pub enum SvidCommand {
-    /// Enrol with a join token, or renew with --identity, and write the files
+    /// Enrol by a proof of identity, ask the agent at SPIFFE_ENDPOINT_SOCKET, or renew with --identity, and write the files
     #[command(after_help = "Example: popgate svid fetch --join-token-file token --out solver")]
     Fetch(EnrolArgs),
+    /// The same, and replace the files before each certificate ends
+    #[command(
+        after_help = "Example: SPIFFE_ENDPOINT_SOCKET=unix:///run/popgate/agent.sock popgate svid watch --out /etc/nginx/svid --exec 'nginx -s reload'"
+    )]
+    Watch(WatchArgs),
+    /// A JWT-SVID from the agent, or with --identity from the server, on standard output
+    #[command(after_help = "Example: popgate svid jwt --audience https://api.example.org --identity solver")]
+    Jwt {
+        /// Who is to accept it
+        #[arg(long = "audience", value_name = "AUDIENCE", required = true)]
+        audiences: Vec<String>,
+        /// Which identity, where several are to be had
+        #[arg(long, value_name = "ID")]
+        spiffe_id: Option<String>,
+    },
 }
 
 pub async fn login(global: &Global, args: EnrolArgs) -> Result<(), Failure> {
@@ -41,20 +63,71 @@ pub async fn login(global: &Global, args: EnrolArgs) -> Result<(), Failure> {
 }
 
 pub async fn svid(global: &Global, command: SvidCommand) -> Result<(), Failure> {
-    let SvidCommand::Fetch(args) = command;
-    let identity = fetch(global, &args).await?;
-    save(global, &identity, &args)
+    match command {
+        SvidCommand::Fetch(args) => {
+            let identity = fetch(global, &args).await?;
+            save(global, &identity, &args)
+        }
+        SvidCommand::Watch(args) => watch::run(global, args).await,
+        SvidCommand::Jwt { audiences, spiffe_id } => jwt(global, audiences, spiffe_id.as_deref()).await,
+    }
+}
+
+async fn jwt(global: &Global, audiences: Vec<String>, spiffe_id: Option<&str>) -> Result<(), Failure> {
+    let wanted = wanted(spiffe_id)?;
+    let token = match (&global.identity, context::workload_api()?) {
+        (Some(dir), _) => {
+            let identity = Identity::load(dir)?;
+            let http = HttpClient::new(identity.tls(true)?);
+            let url = format!("{}/v1/jwt-svid", identity.servers.identity);
+            let response = enrol::post(&http, &url, &json!({"audience": audiences})).await?;
+            enrol::document(&response, &url)?["svid"].as_str().unwrap_or_default().to_owned()
+        }
+        (None, Some(agent)) => agent.jwt(audiences, wanted.as_ref()).await?,
+        (None, None) => {
+            return Err(Failure::usage(
+                "no identity: give --identity DIR, or set SPIFFE_ENDPOINT_SOCKET to an agent's socket",
+            ));
+        }
+    };
+    context::out(&format!("{token}\n"));
+    Ok(())
+}
+
+pub(super) fn wanted(text: Option<&str>) -> Result<Option<SpiffeId>, Failure> {
+    text.map(|t| t.parse().map_err(|e| Failure::usage(format!("--spiffe-id {t:?}: {e}")))).transpose()
+}
+
+/// An identity that stays fresh, from whatever was given.
+pub(super) async fn source(global: &Global, args: &EnrolArgs) -> Result<SvidSource, Failure> {
+    writable(&args.out)?;
+    if global.identity.is_none() && args.proof.source()?.is_none() && std::env::var_os("POPGATE_JOIN_TOKEN").is_none() {
+        if let Some(agent) = context::workload_api()? {
+            return Ok(SvidSource::following(agent, wanted(args.spiffe_id.as_deref())?).await?);
+        }
+        if let Ok(kept) = Identity::load(&args.out) {
+            return Ok(SvidSource::renewing(kept));
+        }
+    }
+    Ok(SvidSource::renewing(fetch(global, args).await?))
+}
+
+/// The directory must be writable before a proof is spent.
+fn writable(dir: &Path) -> Result<(), Failure> {
+    crate::net::files::private_dir(dir)?;
+    crate::net::files::write_private(&dir.join(".writable"), b"")?;
+    let _ = std::fs::remove_file(dir.join(".writable"));
+    Ok(())
 }
 
 async fn fetch(global: &Global, args: &EnrolArgs) -> Result<Identity, Failure> {
-    // The directory must be writable before the token is spent.
-    crate::net::files::private_dir(&args.out)?;
-    crate::net::files::write_private(&args.out.join(".writable"), b"")?;
-    let _ = std::fs::remove_file(args.out.join(".writable"));
-    match (&args.join_token_file, &global.identity) {
-        (None, Some(dir)) => Ok(enrol::renew(&Identity::load(dir)?).await?),
-        (file, _) => context::identity(&Global { identity: None, ..global.clone() }, file.as_deref()).await,
+    writable(&args.out)?;
+    let proof = args.proof.source()?;
+    if let (None, Some(dir)) = (&proof, &global.identity) {
+        return Ok(enrol::renew(&Identity::load(dir)?).await?);
     }
+    let wanted = wanted(args.spiffe_id.as_deref())?;
+    context::identity(&Global { identity: None, ..global.clone() }, &args.proof, wanted).await
 }
 
 /// The directory, unless it holds somebody else's identity: that is not overwritten.

@@ -2,14 +2,18 @@
 //! failed, 2 usage.
 
 mod admin;
+mod agent;
 mod audit;
+mod authority;
 mod call;
 mod configure;
 mod context;
 mod demo;
 mod enrol;
 mod serve;
+mod suggest;
 mod tot;
+mod watch;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -96,6 +100,23 @@ enum Command {
         after_help = "Example: popgate login --server https://127.0.0.1:8441 --join-token-file alice.token --out alice"
     )]
     Login(enrol::EnrolArgs),
+    /// Serve the SPIFFE Workload API to the processes of this host
+    #[command(
+        after_help = "Example: popgate agent --server https://127.0.0.1:8441 --join-token-file node.token --socket /run/popgate/agent.sock"
+    )]
+    Agent(agent::AgentArgs),
+    /// The hosts whose agents have attested
+    #[command(subcommand, alias = "nodes", after_help = "Example: popgate node list")]
+    Node(agent::NodeCommand),
+    /// Authorities: prepare, activate, taint, revoke
+    #[command(subcommand, after_help = "Example: popgate ca prepare issuing && popgate ca activate issuing")]
+    Ca(authority::CaCommand),
+    /// Bundles of federated trust domains
+    #[command(subcommand, alias = "bundles", after_help = "Example: popgate bundle show example.org > bundle.json")]
+    Bundle(authority::BundleCommand),
+    /// Whom attestation trusts, and how it would read a token
+    #[command(subcommand, after_help = "Example: popgate trust test --token-file job-token")]
+    Trust(authority::TrustCommand),
     /// Certificates as files
     #[command(
         subcommand,
@@ -171,6 +192,11 @@ async fn run(global: Global, command: Command) -> Result<(), Failure> {
         Command::Entry(command) => admin::entry(&global, command).await,
         Command::Person(command) => admin::person(&global, command).await,
         Command::Login(args) => enrol::login(&global, args).await,
+        Command::Agent(args) => agent::run(&global, args).await,
+        Command::Node(command) => agent::node(&global, command).await,
+        Command::Ca(command) => authority::ca(&global, command).await,
+        Command::Bundle(command) => authority::bundle(&global, command).await,
+        Command::Trust(command) => authority::trust(&global, command).await,
         Command::Svid(command) => enrol::svid(&global, command).await,
         Command::Call(args) => call::run(&global, args).await,
         Command::Approval(command) => admin::approval(&global, command).await,

@@ -87,7 +87,7 @@ pub async fn parent_gone_if(asked: bool) {
 }
 
 /// Tells systemd (sd_notify(3)), where it listens.
-fn notify(state: &str) {
+pub fn notify(state: &str) {
     let Some(path) = context::environment().remove("NOTIFY_SOCKET") else { return };
     let sent = std::os::unix::net::UnixDatagram::unbound().and_then(|socket| match path.strip_prefix('@') {
         None => socket.send_to(state.as_bytes(), &path).map(drop),

@@ -9,6 +9,7 @@ use serde::{Deserialize, Serialize};
 use crate::client::ClientError;
 use crate::domain::key::Jkt;
 use crate::domain::spiffe_id::SpiffeId;
+use crate::domain::time::Timestamp;
 use crate::net::files;
 use crate::net::keys::P256Key;
 use crate::net::tls::{self, ClientTrust, LeafCheck};
@@ -42,6 +43,8 @@ pub struct Identity {
     pub roots: Vec<Vec<u8>>,
     /// Where to go.
     pub servers: Servers,
+    /// When to come for the next: as the server said, else at half its life.
+    pub renew_after: Timestamp,
     key: Arc<P256Key>,
     signer: SigningKey,
 }
@@ -59,7 +62,8 @@ impl Identity {
         let key = Arc::new(key);
         let signing = key.clone();
         let signer = SigningKey::new(public, move |message| signing.sign(message));
-        Ok(Self { spiffe_id: svid.spiffe_id.clone(), svid, chain, roots, servers, key, signer })
+        let renew_after = svid.not_before.plus(svid.not_after.since(svid.not_before) / 2);
+        Ok(Self { spiffe_id: svid.spiffe_id.clone(), svid, chain, roots, servers, renew_after, key, signer })
     }
 
     /// Reads what `svid fetch` wrote.

@@ -6,6 +6,8 @@ pub mod enrol;
 pub mod http;
 pub mod identity;
 pub mod session;
+pub mod source;
+pub mod workload;
 
 /// Why a call could not be made. Each text says what happened, why, and what to do next.
 #[derive(Debug, thiserror::Error)]

@@ -53,12 +53,11 @@ impl Actor {
     pub fn stands(&self, stores: &Stores) -> Result<(), Refusal> {
         let Self::Person { person, serial, spiffe_id, jkt } = self else { return Ok(()) };
         let subject = Subject {
-            spiffe_id: spiffe_id.clone(),
             person: Some(person.id.clone()),
             groups: person.groups.clone(),
             serial: Some(serial.clone()),
             jkt: Some(*jkt),
-            jti: None,
+            ..Subject::of(spiffe_id)
         };
         match stores.revocations.watch().borrow().stops(&subject, stores.clock.now()) {
             Some(kind) => Err(Refusal::new(401, "certificate", "this person or certificate is revoked").because(kind)),

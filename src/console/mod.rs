@@ -2,7 +2,10 @@
 
 pub mod actor;
 pub mod approvals;
+pub mod authorities;
 pub mod config;
+pub mod entries;
+pub mod nodes;
 pub mod registry;
 pub mod server;
 pub mod stops;

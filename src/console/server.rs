@@ -15,9 +15,11 @@ use serde_json::{Value, json};
 use tokio_util::task::TaskTracker;
 
 use crate::console::actor::Actor;
+use crate::console::authorities::AuthorityDesk;
+use crate::console::registry::ImportForm;
 use crate::console::stops::in_force;
 use crate::domain::digest::Sha256;
-use crate::domain::leaf::{Event, Leaf, Staged};
+use crate::domain::leaf::Staged;
 use crate::domain::people::Role;
 use crate::domain::refusal::Refusal;
 use crate::domain::spiffe_id::TrustDomain;
@@ -38,8 +40,14 @@ pub struct Console {
     pub stores: Stores,
     /// Our trust domain.
     pub trust_domain: TrustDomain,
-    /// Pin of join tokens.
-    pub pin: Sha256,
+    /// Pin of join tokens: the present root's.
+    pub pin: Arc<dyn Fn() -> Sha256 + Send + Sync>,
+    /// Our own bundle, as a document.
+    pub bundle: StatusSource,
+    /// Where authorities are worked on.
+    pub desk: Arc<dyn AuthorityDesk>,
+    /// Shortest and longest life of a certificate that an entry may ask for.
+    pub svid_bounds: (Duration, Duration),
     /// Life of a certificate whose entry names none.
     pub default_ttl: Duration,
     /// Names of our own servers, which no entry may claim.
@@ -56,6 +64,7 @@ pub struct Console {
 struct IdQuery {
     id: Option<String>,
     all: Option<bool>,
+    dry_run: Option<bool>,
 }
 
 type Plane = State<Arc<Console>>;
@@ -66,6 +75,11 @@ pub fn router(console: Arc<Console>) -> Router {
     Router::new()
         .route("/v1/status", get(status))
         .route("/v1/entries", get(entries).post(entry_create).delete(entry_delete))
+        .route("/v1/entries/export", get(entries_export))
+        .route("/v1/entries/diff", post(entries_diff))
+        .route("/v1/nodes", get(nodes).delete(node_evict))
+        .route("/v1/bundles", get(bundles).post(bundle_set).delete(bundle_delete))
+        .route("/v1/authorities", get(authorities).post(authority_act))
         .route("/v1/import", post(import))
         .route("/v1/join-tokens", post(join_token))
         .route("/v1/people", get(people).post(person_create).delete(person_delete))
@@ -117,6 +131,7 @@ async fn entries(State(console): Plane, Extension(peer): From, Query(query): Que
                 .into_iter()
                 .find(|e| e.spiffe_id.as_str() == id)
                 .map(|e| json!(e))
+                .or_else(|| console.template(&id))
                 .ok_or_else(|| Refusal::new(404, "not-found", format!("there is no entry {id}"))),
         }
     };
@@ -127,10 +142,69 @@ async fn people(State(console): Plane, Extension(peer): From) -> Response<Body> 
     answer(actor(&console, &peer).and_then(|a| a.need(Role::Viewer)).map(|()| json!(console.stores.people.list())))
 }
 
-async fn entry_create(State(console): Plane, Extension(peer): From, body: Body) -> Response<Body> {
+async fn entry_create(
+    State(console): Plane,
+    Extension(peer): From,
+    Query(query): Query<IdQuery>,
+    body: Body,
+) -> Response<Body> {
     finished(&console.clone(), async move {
         let form = read(body).await?;
-        console.create_entry(&actor(&console, &peer)?, form).await
+        console.create_entry(&actor(&console, &peer)?, form, query.dry_run.unwrap_or(false)).await
+    })
+    .await
+}
+
+async fn entries_export(State(console): Plane, Extension(peer): From) -> Response<Body> {
+    answer(actor(&console, &peer).and_then(|a| console.export_entries(&a)))
+}
+
+async fn entries_diff(State(console): Plane, Extension(peer): From, body: Body) -> Response<Body> {
+    let run = async || {
+        let form: ImportForm = read(body).await?;
+        console.compare_entries(&actor(&console, &peer)?, form.entry)
+    };
+    answer(run().await)
+}
+
+async fn nodes(State(console): Plane, Extension(peer): From, Query(query): Query<IdQuery>) -> Response<Body> {
+    answer(actor(&console, &peer).and_then(|a| console.nodes(&a, query.id.as_deref())))
+}
+
+async fn node_evict(State(console): Plane, Extension(peer): From, Query(query): Query<IdQuery>) -> Response<Body> {
+    finished(&console.clone(), async move {
+        console.evict_node(&actor(&console, &peer)?, &query.id.unwrap_or_default()).await
+    })
+    .await
+}
+
+async fn bundles(State(console): Plane, Extension(peer): From, Query(query): Query<IdQuery>) -> Response<Body> {
+    answer(actor(&console, &peer).and_then(|a| console.bundles(&a, query.id.as_deref())))
+}
+
+async fn bundle_set(State(console): Plane, Extension(peer): From, body: Body) -> Response<Body> {
+    finished(&console.clone(), async move {
+        let form = read(body).await?;
+        console.set_bundle(&actor(&console, &peer)?, form).await
+    })
+    .await
+}
+
+async fn bundle_delete(State(console): Plane, Extension(peer): From, Query(query): Query<IdQuery>) -> Response<Body> {
+    finished(&console.clone(), async move {
+        console.delete_bundle(&actor(&console, &peer)?, &query.id.unwrap_or_default()).await
+    })
+    .await
+}
+
+async fn authorities(State(console): Plane, Extension(peer): From) -> Response<Body> {
+    answer(actor(&console, &peer).and_then(|a| console.authorities(&a)))
+}
+
+async fn authority_act(State(console): Plane, Extension(peer): From, body: Body) -> Response<Body> {
+    finished(&console.clone(), async move {
+        let action = read(body).await?;
+        console.act_on_authority(&actor(&console, &peer)?, action).await
     })
     .await
 }
@@ -273,14 +347,7 @@ impl Console {
     /// Makes a change of the registry a leaf.
     pub async fn log_registration(&self, actor: &Actor, what: &str, action: &str, value: &str) -> Result<(), Refusal> {
         let (value, by) = (entropy::seal(value), entropy::seal(actor.name()));
-        let event = Event::Registration {
-            what: what.into(),
-            action: action.into(),
-            value: value.commitment(),
-            by: by.commitment(),
-        };
-        let openings = [("value".to_owned(), value), ("by".to_owned(), by)].into();
-        let leaf = Leaf { time: self.stores.clock.now(), event };
-        self.stores.evidence.append(Staged { leaf, openings }).await.map(drop).map_err(in_force)
+        let staged = Staged::registration(self.stores.clock.now(), what, action, value, by);
+        self.stores.evidence.append(staged).await.map(drop).map_err(in_force)
     }
 }

@@ -6,6 +6,7 @@ use serde_json::{Value, json};
 use crate::console::actor::Actor;
 use crate::console::server::Console;
 use crate::domain::approval::{Approval, ApprovalState};
+use crate::domain::id_template::IdTemplate;
 use crate::domain::leaf::{Event, Leaf, Staged};
 use crate::domain::people::{Role, is_person_id};
 use crate::domain::refusal::Refusal;
@@ -85,7 +86,7 @@ impl Console {
         let new = NewRevocation { kind, value, reason, by: actor.name(), until };
         let revocation = self.stores.revocations.add(&new, self.stores.clock.now()).await?;
         let effective = self.stores.clock.now();
-        let index = self.log_stop(&revocation).await;
+        let index = self.stores.log_stop(&revocation).await;
         let withdrawn = self.withdraw(&revocation).await;
         metrics::counter!("popgate_revocations_total", "kind" => kind.to_string()).increment(1);
         tracing::warn!(kind = %kind, value = revocation.value, by = revocation.by, "revoked");
@@ -124,33 +125,15 @@ impl Console {
         let entry = self.stores.entries.get(&approval.requester);
         let certificate = self.stores.issued.by_key(&approval.requester, approval.jkt).await?;
         Ok(Subject {
-            spiffe_id: approval.requester.clone(),
-            person: entry.as_ref().map(|e| e.owner.clone()),
-            groups: entry.map(|e| e.groups).unwrap_or_default(),
             serial: certificate.map(|c| c.serial),
             jkt: Some(approval.jkt),
-            jti: None,
+            ..entry.as_ref().map_or_else(|| Subject::of(&approval.requester), Subject::workload)
         })
     }
 
     fn approver(&self, approval: &Approval) -> Option<Subject> {
         let person = self.stores.people.by_id(approval.decided_by.as_ref()?)?;
         Some(Subject::approver(approval, &person))
-    }
-
-    async fn log_stop(&self, revocation: &Revocation) -> Result<u64, Unavailable> {
-        let [value, reason, by] =
-            [&revocation.value, &revocation.reason, &revocation.by].map(|v| entropy::seal(v.clone()));
-        let event = Event::Revoked {
-            id: revocation.id,
-            subject: revocation.kind,
-            value: value.commitment(),
-            reason: reason.commitment(),
-            by: by.commitment(),
-            until: revocation.until,
-        };
-        let openings = [("value".to_owned(), value), ("reason".to_owned(), reason), ("by".to_owned(), by)].into();
-        self.stores.evidence.append(Staged { leaf: Leaf { time: revocation.at, event }, openings }).await
     }
 
     /// Stops a person and every workload that names them as owner, for good.
@@ -198,6 +181,8 @@ impl Console {
 fn check_value(kind: RevocationKind, value: &str) -> Result<(), Refusal> {
     let sound = match kind {
         RevocationKind::SpiffeId => value.parse::<SpiffeId>().is_ok(),
+        RevocationKind::Node => value.parse::<SpiffeId>().is_ok_and(|id| id.node_name().is_some()),
+        RevocationKind::Entry => value.parse::<SpiffeId>().is_ok() || IdTemplate::parse(value).is_ok(),
         RevocationKind::Person => is_person_id(value),
         RevocationKind::Serial => {
             !value.is_empty() && value.bytes().all(|b| b.is_ascii_digit() || (b'a'..=b'f').contains(&b))

@@ -41,10 +41,20 @@ pub enum Event {
     Started { version: String },
     /// Nothing happened for a while; the log is alive.
     Heartbeat {},
-    /// A key of the service itself: root, issuing CA, token, transaction token.
-    Authority { role: String, key_id: String, certificate_sha256: Option<Sha256>, not_after: Option<Timestamp> },
+    /// A key of the service itself: root, issuing CA, JWT-SVID, token, transaction token.
+    Authority {
+        role: String,
+        key_id: String,
+        certificate_sha256: Option<Sha256>,
+        not_after: Option<Timestamp>,
+        /// What became of it: `prepared`, `active`, `tainted`, `revoked`; none: it is active.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        state: Option<String>,
+    },
     /// A certificate was issued to a workload or a person.
     Issuance(Issuance),
+    /// A JWT-SVID was issued to a workload.
+    JwtIssuance(JwtIssuance),
     /// An access token was minted.
     Mint(Mint),
     /// A request was proved, decided and admitted.
@@ -84,10 +94,25 @@ pub struct Issuance {
     pub not_after: Timestamp,
     pub issuer_key_id: String,
     pub certificate_sha256: Sha256,
-    /// `join_token` or `renewal`.
+    /// `join_token`, `renewal`, `agent`, or the attestor with the name of what it trusts, as in `oidc:github`.
     pub attestation: String,
-    /// Digest of the attestation's evidence: the hashed join token, or the old certificate's serial.
+    /// Digest of the attestation's evidence: the hashed join token, the token of its platform, the old certificate's
+    /// serial, or the CSR that an agent made.
     pub attestation_sha256: Sha256,
+}
+
+/// See [`Event::JwtIssuance`].
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct JwtIssuance {
+    pub spiffe_id: SpiffeId,
+    /// The node whose agent asked for it.
+    pub node: Option<SpiffeId>,
+    /// `kid` of the key that signed it.
+    pub key_id: String,
+    pub token_sha256: Sha256,
+    /// Of the audiences, one a line.
+    pub audience_sha256: Sha256,
+    pub expires_at: Timestamp,
 }
 
 /// See [`Event::Mint`].
@@ -206,6 +231,7 @@ impl Event {
             | Self::Heartbeat {}
             | Self::Authority { .. }
             | Self::Issuance(_)
+            | Self::JwtIssuance(_)
             | Self::Refusal { .. }
             | Self::RefusalsSummarised { .. }
             | Self::Completion(_) => Vec::new(),
@@ -246,6 +272,18 @@ impl Staged {
     }
 
     /// A leaf without commitments.
+    pub fn registration(time: Timestamp, what: &str, action: &str, value: Opening, by: Opening) -> Self {
+        let event = Event::Registration {
+            what: what.into(),
+            action: action.into(),
+            value: value.commitment(),
+            by: by.commitment(),
+        };
+        let openings = [("value".to_owned(), value), ("by".to_owned(), by)].into();
+        Self { leaf: Leaf { time, event }, openings }
+    }
+
+    /// An event without commitments.
     pub fn plain(time: Timestamp, event: Event) -> Self {
         Self { leaf: Leaf { time, event }, openings: BTreeMap::new() }
     }

@@ -4,15 +4,19 @@
 
 pub mod approval;
 pub mod digest;
+pub mod id_template;
 pub mod intent;
 pub mod key;
 pub mod leaf;
+pub mod node;
 pub mod people;
 pub mod proof;
 pub mod recording;
 pub mod refusal;
+pub mod registry;
 pub mod revocation;
 pub mod secret;
+pub mod selector;
 pub mod spiffe_id;
 pub mod time;
 pub mod verdict;

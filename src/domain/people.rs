@@ -4,6 +4,8 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
+use crate::domain::node::Parent;
+use crate::domain::selector::Selector;
 use crate::domain::spiffe_id::{SpiffeId, TrustDomain};
 use crate::domain::time::Timestamp;
 
@@ -12,6 +14,15 @@ use crate::domain::time::Timestamp;
 pub struct Entry {
     /// The identity the entry grants.
     pub spiffe_id: SpiffeId,
+    /// The nodes whose agents serve it; none: it enrols itself, by join token or by a token of its platform.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub parent: Option<Parent>,
+    /// What attestation must find, all of it.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub selectors: Vec<Selector>,
+    /// The template that made it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub template: Option<String>,
     /// The person who answers for the workload, `issuer#subject`.
     pub owner: String,
     /// A second person who answers for it.
@@ -25,6 +36,18 @@ pub struct Entry {
     pub operations: Vec<String>,
     /// Life of each certificate.
     pub svid_ttl: Seconds,
+    /// Life of each JWT-SVID; none: five minutes.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub jwt_svid_ttl: Option<Seconds>,
+    /// What a workload with several identities is told about this one (Workload API, `hint`).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub hint: Option<String>,
+    /// Whether it may have a CA certificate, for a trust domain's part that another server issues in.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub downstream: bool,
+    /// Whether its certificates go on when one of them was renewed with two keys.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub keep_lineage: bool,
     /// DNS names the certificate may carry beside the URI.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub dns_names: Vec<String>,
@@ -52,6 +75,34 @@ impl Seconds {
 }
 
 impl Entry {
+    /// An entry with nothing but its names and the life of its certificates.
+    pub fn new(spiffe_id: SpiffeId, owner: String, svid_ttl: Seconds) -> Self {
+        Self {
+            spiffe_id,
+            owner,
+            svid_ttl,
+            parent: None,
+            selectors: Vec::new(),
+            template: None,
+            sponsor: None,
+            groups: Vec::new(),
+            operations: Vec::new(),
+            jwt_svid_ttl: None,
+            hint: None,
+            downstream: false,
+            keep_lineage: false,
+            dns_names: Vec::new(),
+            other_keys: false,
+            nonce_required: false,
+            expires_at: None,
+        }
+    }
+
+    /// Whether its time is over.
+    pub fn has_expired(&self, now: Timestamp) -> bool {
+        self.expires_at.is_some_and(|end| end <= now)
+    }
+
     /// Whether a token of this entry may carry `operation` in its scope.
     pub fn covers(&self, operation: &str) -> bool {
         self.operations.iter().any(|pattern| operation_matches(pattern, operation))

@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::domain::approval::Approval;
 use crate::domain::key::Jkt;
-use crate::domain::people::Person;
+use crate::domain::people::{Entry, Person};
 use crate::domain::spiffe_id::SpiffeId;
 use crate::domain::time::Timestamp;
 
@@ -39,6 +39,10 @@ pub enum RevocationKind {
     Jti,
     /// Every workload in a group.
     Group,
+    /// A node: its agent, and what was issued through it.
+    Node,
+    /// A registration entry or a template, with what it led to.
+    Entry,
 }
 
 /// One revocation as the ledger keeps it.
@@ -75,31 +79,50 @@ pub struct Subject {
     pub jkt: Option<Jkt>,
     /// Its token's identifier.
     pub jti: Option<String>,
+    /// The node whose agent asks for it.
+    pub node: Option<SpiffeId>,
+    /// The template of its entry.
+    pub template: Option<String>,
 }
 
 impl Subject {
-    /// A certificate of which nothing else is known.
-    pub fn certificate(spiffe_id: &SpiffeId, serial: &str) -> Self {
+    /// An identity of which nothing else is known.
+    pub fn of(spiffe_id: &SpiffeId) -> Self {
         Self {
             spiffe_id: spiffe_id.clone(),
             person: None,
             groups: Vec::new(),
-            serial: Some(serial.to_owned()),
+            serial: None,
             jkt: None,
             jti: None,
+            node: None,
+            template: None,
         }
+    }
+
+    /// A registered workload.
+    pub fn workload(entry: &Entry) -> Self {
+        Self {
+            person: Some(entry.owner.clone()),
+            groups: entry.groups.clone(),
+            template: entry.template.clone(),
+            ..Self::of(&entry.spiffe_id)
+        }
+    }
+
+    /// A certificate of which nothing else is known.
+    pub fn certificate(spiffe_id: &SpiffeId, serial: &str) -> Self {
+        Self { serial: Some(serial.to_owned()), ..Self::of(spiffe_id) }
     }
 
     /// The person who decided an approval, as a revocation can name them.
     pub fn approver(approval: &Approval, person: &Person) -> Self {
         let serial = approval.proved_by.as_deref().and_then(|p| p.strip_prefix("certificate:"));
         Self {
-            spiffe_id: person.spiffe_id(&approval.requester.trust_domain()),
             person: Some(person.id.clone()),
             groups: person.groups.clone(),
             serial: serial.map(ToOwned::to_owned),
-            jkt: None,
-            jti: None,
+            ..Self::of(&person.spiffe_id(&approval.requester.trust_domain()))
         }
     }
 }
@@ -136,6 +159,11 @@ impl RevocationSet {
         named.extend(subject.serial.iter().map(|s| (RevocationKind::Serial, s.clone())));
         named.extend(subject.jkt.iter().map(|j| (RevocationKind::Jkt, j.to_string())));
         named.extend(subject.jti.iter().map(|j| (RevocationKind::Jti, j.clone())));
+        // A node is stopped with what asks through it; an entry by its own ID or by its template's.
+        let node = subject.node.as_ref().or_else(|| subject.spiffe_id.node_name().map(|_| &subject.spiffe_id));
+        named.extend(node.map(|n| (RevocationKind::Node, n.to_string())));
+        named.push((RevocationKind::Entry, subject.spiffe_id.to_string()));
+        named.extend(subject.template.iter().map(|t| (RevocationKind::Entry, t.clone())));
         named.extend(subject.groups.iter().map(|g| (RevocationKind::Group, g.clone())));
         named.into_iter().find(|key| self.in_force(key, now)).map(|(kind, _)| kind)
     }
@@ -174,6 +202,8 @@ mod tests {
             serial: Some("0a".into()),
             jkt: Some(Jkt([1; 32])),
             jti: Some("t1".into()),
+            node: Some("spiffe://example.org/popgate/node/n1".parse().expect("legal")),
+            template: Some("spiffe://example.org/ci/{oidc:x}".into()),
         }
     }
 
@@ -187,6 +217,9 @@ mod tests {
             (RevocationKind::Jkt, jkt.as_str()),
             (RevocationKind::Jti, "t1"),
             (RevocationKind::Group, "solvers"),
+            (RevocationKind::Node, "spiffe://example.org/popgate/node/n1"),
+            (RevocationKind::Entry, "spiffe://example.org/ci/solver"),
+            (RevocationKind::Entry, "spiffe://example.org/ci/{oidc:x}"),
         ];
         let now = Timestamp::from_unix(10);
         for (kind, value) in rows {

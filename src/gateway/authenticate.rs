@@ -159,12 +159,10 @@ impl Gateway {
         let entry = self.stores.entries.get(&token.claims.sub).filter(|e| e.expires_at.is_none_or(|end| end > now));
         let entry = entry.ok_or_else(|| gone("the workload is not registered any more"))?;
         let subject = Subject {
-            spiffe_id: token.claims.sub.clone(),
-            person: Some(entry.owner.clone()),
-            groups: entry.groups.clone(),
             serial: Some(token.claims.svid_serial.clone()),
             jkt: Some(token.claims.jkt),
             jti: Some(token.claims.jti.clone()),
+            ..Subject::workload(&entry)
         };
         match self.revoked.borrow().stops(&subject, now) {
             Some(kind) => Err(gone("the workload or its token is revoked").because(kind)),

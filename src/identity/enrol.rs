@@ -1,24 +1,28 @@
 //! Enrolment and renewal, step by step. Nothing is spent before everything else about the request holds, and nothing is
 //! answered before it is recorded.
 
-use std::sync::Arc;
+use std::collections::HashSet;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use crate::domain::digest::Sha256;
-use crate::domain::leaf::{Event, Issuance, Staged};
+use crate::domain::leaf::Staged;
+use crate::domain::node::Node;
+use crate::domain::people::Entry;
 use crate::domain::refusal::Refusal;
-use crate::domain::revocation::Subject;
+use crate::domain::revocation::{RevocationKind, Subject};
 use crate::domain::secret::JoinToken;
+use crate::domain::selector::Selector;
 use crate::domain::spiffe_id::SpiffeId;
 use crate::domain::time::Timestamp;
+use crate::identity::attest::{self, Attested, Attestor, Evidence};
 use crate::identity::authority::{Authority, Made};
-use crate::identity::profile;
-use crate::protocol::csr;
-use crate::protocol::jwk::PublicKey;
+use crate::identity::issue::{Order, Proof, proved_key};
 use crate::protocol::svid::X509Svid;
-use crate::store::Stores;
-use crate::store::issued::{IssuedCertificate, Renewal};
+use crate::store::issued::{Lineage, Of, Renewal};
 use crate::store::join_tokens::JoinSpend;
+use crate::store::revocations::NewRevocation;
+use crate::store::{Stores, entropy};
 
 /// Turns proofs of identity into certificates.
 pub struct Enrolment {
@@ -26,176 +30,229 @@ pub struct Enrolment {
     pub authority: Arc<Authority>,
     /// What is remembered.
     pub stores: Stores,
+    /// Ways to attest besides join tokens.
+    pub attestors: Vec<Arc<dyn Attestor>>,
+    /// Shortest and longest life of a workload's certificate.
+    pub bounds: (Duration, Duration),
+    /// After how long a lineage of renewals ends.
+    pub reattest_after: Duration,
+    /// Identities whose certificates were cut short by the present issuing CA: each is told once.
+    pub told: Mutex<HashSet<(String, String)>>,
 }
 
-/// What an identity may have, from its entry or its person.
-struct Grant {
-    life: Duration,
-    dns: Vec<String>,
-    subject: Subject,
-}
+/// A certificate and when to come for the next.
+pub type Issued = (Made, Timestamp);
 
 impl Enrolment {
-    /// `POST /v1/attest` with a join token.
-    pub async fn attest(&self, token: &JoinToken, csr: &[u8]) -> Result<(Made, Timestamp), Refusal> {
+    /// `POST /v1/attest` with a join token: for a workload, a person or a node.
+    pub async fn join(&self, token: &JoinToken, csr: &[u8]) -> Result<Issued, Refusal> {
         let now = self.stores.clock.now();
-        let key = csr::verify(csr).map_err(|e| Refusal::new(400, "csr", e.to_string()))?;
+        let key = proved_key(csr)?;
         let refused = |why: &str| {
             Refusal::new(401, "join-token", "the join token is unknown, spent or expired; ask for a new one")
                 .because(why)
         };
         let named = self.stores.join_tokens.identity(token.digest()).await?.ok_or_else(|| refused("unknown"))?;
-        let grant = self.grant(&named, now)?;
+        let is_node = named.node_name().is_some();
+        if is_node {
+            self.check_not_stopped(&Subject::of(&named), now)?;
+        } else {
+            self.grant(&named, now)?;
+        }
         self.check_key(&key, &named, now).await?;
-        match self.stores.join_tokens.spend(token.digest(), Sha256::of(csr), now).await? {
-            JoinSpend::First(id) => self.issue(&id, &key, &grant, "join_token", token.digest(), now).await,
-            JoinSpend::Again(id) => self.again(&id, &key, &grant, "join_token", token.digest(), now).await,
-            JoinSpend::Refused(why) => Err(refused(why)),
+        let proof = Proof { method: "join_token".into(), evidence: token.digest(), lineage: None, renewable: true };
+        let spent = self.stores.join_tokens.spend(token.digest(), Sha256::of(csr), now).await?;
+        let (id, again) = match spent {
+            JoinSpend::First(id) => (id, false),
+            JoinSpend::Again(id) => (id, true),
+            JoinSpend::Refused(why) => return Err(refused(why)),
+        };
+        if is_node {
+            self.keep_node(&node(&id, "join_token", now, true)).await?;
+        }
+        let grant = self.grant(&id, now)?;
+        let order = Order { id, key, grant, proof };
+        if again { self.again(order, now).await } else { self.issue(order, now).await }
+    }
+
+    /// `POST /v1/attest` by another method: for a workload whose entry has no parent, or for an agent's node.
+    pub async fn attest(
+        &self,
+        method: &str,
+        evidence: &Evidence<'_>,
+        wanted: Option<&SpiffeId>,
+        as_node: bool,
+    ) -> Result<Issued, Refusal> {
+        let key = proved_key(evidence.csr)?;
+        let now = evidence.now;
+        let attested = attest::attest(&self.attestors, method, evidence).await?;
+        let id = if as_node {
+            self.attested_node(&attested, now).await?
+        } else {
+            self.choose(&attested, wanted, now).await?
+        };
+        let grant = self.grant(&id, now)?;
+        self.check_key(&key, &id, now).await?;
+        let Attested { method, evidence, renewable, .. } = attested;
+        let proof = Proof { method, evidence, lineage: None, renewable };
+        self.issue(Order { id, key, grant, proof }, now).await
+    }
+
+    /// The one entry that fits what attestation found, or the wanted one of several. A template makes its entry here.
+    async fn choose(
+        &self,
+        attested: &Attested,
+        wanted: Option<&SpiffeId>,
+        now: Timestamp,
+    ) -> Result<SpiffeId, Refusal> {
+        let found = &attested.selectors;
+        let mut fitting: Vec<Entry> = self.stores.entries.direct(found);
+        for template in self.stores.templates.fitting(found) {
+            let name = template.spiffe_id.as_str().to_owned();
+            match template.spiffe_id.expand(found) {
+                Ok(id) if fitting.iter().any(|e| e.spiffe_id == id) => {}
+                Ok(id) => fitting.push(Entry { spiffe_id: id, template: Some(name), ..template.prototype.clone() }),
+                Err(error) => tracing::info!(template = name, %error, "a template does not apply"),
+            }
+        }
+        if let Some(wanted) = wanted {
+            fitting.retain(|e| e.spiffe_id == *wanted);
+        }
+        fitting.retain(|e| !e.has_expired(now) && !e.spiffe_id.is_reserved());
+        let facts = || found.iter().map(Selector::as_str).collect::<Vec<_>>().join(", ");
+        match fitting.as_slice() {
+            [] => Err(Refusal::new(403, "entry", format!("no registration entry fits what was attested: {}", facts()))),
+            [one] => {
+                self.keep_made(one).await?;
+                Ok(one.spiffe_id.clone())
+            }
+            many => {
+                let ids = many.iter().map(|e| e.spiffe_id.as_str()).collect::<Vec<_>>().join(", ");
+                Err(Refusal::new(409, "entry", format!("several registration entries fit: ask for one of {ids}")))
+            }
         }
     }
 
+    /// Keeps the entry that a template made, once.
+    async fn keep_made(&self, entry: &Entry) -> Result<(), Refusal> {
+        match (&entry.template, self.stores.entries.get(&entry.spiffe_id)) {
+            (None, _) => Ok(()),
+            (Some(template), Some(there)) if there.template.as_ref() == Some(template) => Ok(()),
+            (Some(_), Some(_)) => Err(Refusal::new(403, "entry", "another entry has the ID that the template makes")),
+            (Some(template), None) => {
+                self.check_not_stopped(&Subject::workload(entry), self.stores.clock.now())?;
+                // Whoever loses a race finds the entry there: it is the same one.
+                if self.stores.entries.create(entry).await.is_ok() {
+                    self.log_registration("entry", "template", entry.spiffe_id.as_str(), template).await?;
+                }
+                Ok(())
+            }
+        }
+    }
+
+    async fn attested_node(&self, attested: &Attested, now: Timestamp) -> Result<SpiffeId, Refusal> {
+        let id = crate::domain::node::node_id(self.authority.trust_domain(), &attested.node_name);
+        let id =
+            id.ok_or_else(|| Refusal::new(400, "attestation", "what was attested makes no SPIFFE ID of a node"))?;
+        let selectors = attested.selectors.iter().cloned().collect();
+        let node = Node { selectors, ..node(&id, &attested.method, now, attested.renewable) };
+        self.check_not_stopped(&Subject::of(&node.spiffe_id), now)?;
+        self.keep_node(&node).await?;
+        Ok(id)
+    }
+
+    async fn keep_node(&self, node: &Node) -> Result<(), Refusal> {
+        let known = self.stores.nodes.get(&node.spiffe_id);
+        self.stores.nodes.put(node).await?;
+        if known.is_none_or(|k| k.attestation != node.attestation || k.selectors != node.selectors) {
+            self.log_registration("node", "attest", node.spiffe_id.as_str(), &node.attestation).await?;
+        }
+        Ok(())
+    }
+
+    async fn log_registration(&self, what: &str, action: &str, value: &str, by: &str) -> Result<(), Refusal> {
+        let staged =
+            Staged::registration(self.stores.clock.now(), what, action, entropy::seal(value), entropy::seal(by));
+        Ok(self.stores.evidence.append(staged).await.map(drop)?)
+    }
+
     /// `POST /v1/renew` over mTLS with the certificate that is renewed.
-    pub async fn renew(&self, old: &X509Svid, csr: &[u8]) -> Result<(Made, Timestamp), Refusal> {
+    pub async fn renew(&self, old: &X509Svid, csr: &[u8]) -> Result<Issued, Refusal> {
         let now = self.stores.clock.now();
         let mut grant = self.grant(&old.spiffe_id, now)?;
         grant.subject.serial = Some(old.serial.clone());
         grant.subject.jkt = Some(old.key.jkt());
         self.check_not_stopped(&grant.subject, now)?;
-        let key = csr::verify(csr).map_err(|e| Refusal::new(400, "csr", e.to_string()))?;
+        let key = proved_key(csr)?;
         if key.jkt() == old.key.jkt() {
             return Err(Refusal::new(400, "csr", "a renewal needs a new key, and the CSR has the old one"));
         }
+        let row = self.stores.issued.by_serial(&old.serial).await?;
+        let lineage = row.ok_or_else(|| Refusal::new(403, "renewed", "this certificate is not known here"))?.lineage;
+        self.check_lineage(&lineage, now)?;
         self.check_key(&key, &old.spiffe_id, now).await?;
-        let attestation = Sha256::of(old.serial.as_bytes());
-        match self.stores.issued.claim_renewal(&old.serial, key.jkt()).await? {
-            Renewal::First => self.issue(&old.spiffe_id, &key, &grant, "renewal", attestation, now).await,
-            Renewal::Again => self.again(&old.spiffe_id, &key, &grant, "renewal", attestation, now).await,
-            Renewal::Conflict => {
-                tracing::warn!(spiffe_id = %old.spiffe_id, serial = old.serial, "a certificate was renewed with two keys: was it copied?");
-                metrics::counter!("popgate_renewal_conflicts_total").increment(1);
-                Err(Refusal::new(409, "renewed", "this certificate was renewed with another key before; enrol again"))
-            }
+        let evidence = Sha256::of(old.serial.as_bytes());
+        let proof = Proof { method: "renewal".into(), evidence, lineage: Some(lineage.clone()), renewable: true };
+        let claimed = self.stores.issued.claim_renewal(&old.serial, key.jkt()).await?;
+        let keep = grant.keep_lineage;
+        let order = Order { id: old.spiffe_id.clone(), key, grant, proof };
+        match claimed {
+            Renewal::First => self.issue(order, now).await,
+            Renewal::Again => self.again(order, now).await,
+            Renewal::Conflict => Err(self.second_key(old, &lineage, keep, now).await?),
         }
     }
 
-    fn grant(&self, id: &SpiffeId, now: Timestamp) -> Result<Grant, Refusal> {
-        let subject = |person, groups| Subject {
-            spiffe_id: id.clone(),
-            person: Some(person),
-            groups,
-            serial: None,
-            jkt: None,
-            jti: None,
-        };
-        let grant = if let Some(name) = id.person_name() {
-            let person = self.stores.people.by_name(name).ok_or_else(|| not_registered(id))?;
-            Grant { life: profile::person_life(), dns: Vec::new(), subject: subject(person.id, person.groups) }
-        } else {
-            let entry = self.stores.entries.get(id).ok_or_else(|| not_registered(id))?;
-            if entry.expires_at.is_some_and(|end| end <= now) {
-                return Err(Refusal::new(403, "entry", "the registration entry has expired"));
-            }
-            let (least, most) = profile::workload_bounds();
-            let life = entry.svid_ttl.duration().clamp(least, most);
-            Grant { life, dns: entry.dns_names, subject: subject(entry.owner, entry.groups) }
-        };
-        self.check_not_stopped(&grant.subject, now)?;
-        Ok(grant)
-    }
-
-    fn check_not_stopped(&self, subject: &Subject, now: Timestamp) -> Result<(), Refusal> {
-        match self.stores.revocations.watch().borrow().stops(subject, now) {
-            None => Ok(()),
-            Some(kind) => {
-                Err(Refusal::new(403, "revoked", "this identity is revoked; no certificate is issued").because(kind))
-            }
+    /// Whether a certificate renews: what has its proof at hand attests again, and every lineage ends.
+    fn check_lineage(&self, lineage: &Lineage, now: Timestamp) -> Result<(), Refusal> {
+        let refused = |detail: &str| Err(Refusal::new(403, "attest-again", detail));
+        if lineage.node.is_some() {
+            return refused("this certificate came through an agent, which gets the next one itself");
         }
-    }
-
-    async fn check_key(&self, key: &PublicKey, id: &SpiffeId, now: Timestamp) -> Result<(), Refusal> {
-        if self.stores.issued.held_by_another(key.jkt(), id, now).await? {
-            return Err(Refusal::new(
-                409,
-                "key-in-use",
-                "the CSR's key is in a live certificate of another identity; make a new key",
-            ));
+        if !lineage.renewable {
+            return refused("this identity attests anew, with a fresh token of its platform, instead of renewing");
+        }
+        if now.since(lineage.attested_at) >= self.reattest_after {
+            return refused("this lineage of certificates has reached its end (identity.reattest_after): enrol again");
         }
         Ok(())
     }
 
-    async fn issue(
+    /// A certificate renewed with two keys was copied: its whole lineage is stopped, unless its entry says otherwise.
+    async fn second_key(
         &self,
-        id: &SpiffeId,
-        key: &PublicKey,
-        grant: &Grant,
-        attestation: &str,
-        evidence: Sha256,
+        old: &X509Svid,
+        lineage: &Lineage,
+        keep: bool,
         now: Timestamp,
-    ) -> Result<(Made, Timestamp), Refusal> {
-        let made = self
-            .authority
-            .issue(id, key, &grant.dns, grant.life, now)
-            .map_err(|e| Refusal::unavailable("the certificate authority", e))?;
-        let svid = &made.svid;
-        let row = IssuedCertificate {
-            serial: svid.serial.clone(),
-            spiffe_id: id.clone(),
-            jkt: svid.key.jkt(),
-            not_after: svid.not_after,
-            attestation_sha256: evidence,
-            der: made.chain[0].clone(),
-            issuer: made.chain[1].clone(),
-        };
-        let event = Event::Issuance(Issuance {
-            spiffe_id: id.clone(),
-            serial: svid.serial.clone(),
-            jkt: svid.key.jkt(),
-            not_before: svid.not_before,
-            not_after: svid.not_after,
-            issuer_key_id: made.issuer_key_id.clone(),
-            certificate_sha256: svid.sha256,
-            attestation: attestation.to_owned(),
-            attestation_sha256: evidence,
-        });
-        // The leaf first: no certificate is in the ledger, and so none is handed out, that the log does not have.
-        self.stores.evidence.append(Staged::plain(now, event)).await?;
-        self.stores.issued.record(&row).await?;
-        // A change of the registration meanwhile either sees this row and stops it, or is seen here.
-        let same = |now: &Grant| now.subject.person == grant.subject.person && now.dns == grant.dns;
-        if !self.grant(id, now).as_ref().is_ok_and(same) {
-            self.stores.issued.withdraw(&row.serial).await?;
-            return Err(Refusal::new(403, "entry", format!("the registration of {id} changed meanwhile; try again")));
+    ) -> Result<Refusal, Refusal> {
+        tracing::warn!(spiffe_id = %old.spiffe_id, serial = old.serial, "a certificate was renewed with two keys: was it copied?");
+        metrics::counter!("popgate_renewal_conflicts_total").increment(1);
+        if keep {
+            return Ok(Refusal::new(
+                409,
+                "renewed",
+                "this certificate was renewed with another key before; enrol again",
+            ));
         }
-        metrics::counter!("popgate_certificates_issued_total", "attestation" => attestation.to_owned()).increment(1);
-        tracing::info!(spiffe_id = %id, serial = svid.serial, not_after = %svid.not_after, attestation, "certificate issued");
-        let renew_after = halfway(now, svid.not_after);
-        Ok((made, renew_after))
-    }
-
-    /// The same request again gets the certificate that it led to; where a crash came between, it is issued now.
-    async fn again(
-        &self,
-        id: &SpiffeId,
-        key: &PublicKey,
-        grant: &Grant,
-        attestation: &str,
-        evidence: Sha256,
-        now: Timestamp,
-    ) -> Result<(Made, Timestamp), Refusal> {
-        let Some(row) = self.stores.issued.by_attestation(evidence, key.jkt()).await? else {
-            return self.issue(id, key, grant, attestation, evidence, now).await;
-        };
-        let broken = |e| Refusal::unavailable("the ledger", format!("a certificate does not read back: {e}"));
-        let svid = X509Svid::parse(&row.der).map_err(broken)?;
-        let renew_after = halfway(svid.not_before, svid.not_after);
-        Ok((Made { chain: vec![row.der, row.issuer], svid, issuer_key_id: String::new() }, renew_after))
+        for live in self.stores.issued.live(Of::Lineage(&lineage.first), now).await? {
+            let new = NewRevocation {
+                kind: RevocationKind::Serial,
+                value: live.serial,
+                reason: "a certificate of its lineage was renewed with two keys".into(),
+                by: format!("{}/popgate/identity", self.authority.trust_domain().id()),
+                until: Some(live.not_after),
+            };
+            let stopped = self.stores.revocations.add(&new, now).await?;
+            self.stores.log_stop(&stopped).await?;
+        }
+        let detail =
+            "this certificate was renewed with another key before, so all of its lineage is revoked; enrol again";
+        Ok(Refusal::new(409, "renewed", detail))
     }
 }
 
-fn halfway(from: Timestamp, to: Timestamp) -> Timestamp {
-    from.plus(to.since(from) / 2)
-}
-
-fn not_registered(id: &SpiffeId) -> Refusal {
-    Refusal::new(403, "entry", format!("{id} is not registered any more"))
+fn node(id: &SpiffeId, attestation: &str, now: Timestamp, renewable: bool) -> Node {
+    let attestation = attestation.to_owned();
+    Node { spiffe_id: id.clone(), attestation, selectors: Vec::new(), attested_at: now, renewable }
 }

@@ -11,7 +11,9 @@ use crate::domain::time::Span;
 struct Profiles {
     root: CaProfile,
     issuing: CaProfile,
+    downstream: CaProfile,
     server: Life,
+    node: Life,
     workload: Bounds,
     person: Life,
     all: Common,
@@ -63,6 +65,22 @@ pub fn root() -> CaProfile {
 /// The issuing CA's profile.
 pub fn issuing() -> CaProfile {
     profiles().issuing.clone()
+}
+
+/// The profile of a CA that another server of the trust domain issues with.
+pub fn downstream() -> CaProfile {
+    profiles().downstream.clone()
+}
+
+/// How often to look at a bundle again, in seconds: often enough to see an authority while it is prepared, of which a third
+/// of a life is left then.
+pub fn refresh_hint(life: Duration) -> u64 {
+    (life / 30).as_secs().clamp(1, 300)
+}
+
+/// Life of a node's certificate.
+pub fn node_life() -> Duration {
+    profiles().node.life.0
 }
 
 /// Life of a server certificate.

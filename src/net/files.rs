@@ -76,9 +76,14 @@ pub fn sync_dir(dir: &Path) -> io::Result<()> {
 
 /// A certificate as PEM (RFC 7468).
 pub fn pem(der: &[u8]) -> String {
+    pem_block("CERTIFICATE", der)
+}
+
+/// DER as PEM under a label (RFC 7468 section 2).
+pub fn pem_block(label: &str, der: &[u8]) -> String {
     let encoded = BASE64_STANDARD.encode(der);
     let lines: Vec<&str> = (0..encoded.len()).step_by(64).map(|at| &encoded[at..encoded.len().min(at + 64)]).collect();
-    format!("-----BEGIN CERTIFICATE-----\n{}\n-----END CERTIFICATE-----\n", lines.join("\n"))
+    format!("-----BEGIN {label}-----\n{}\n-----END {label}-----\n", lines.join("\n"))
 }
 
 /// Creates a directory, with its parents, that only its owner may enter.

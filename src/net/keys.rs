@@ -63,6 +63,12 @@ impl P256Key {
         Ok(params.serialize_request(&self.rcgen())?.der().to_vec())
     }
 
+    /// A certificate that leads nowhere, for a listener that must present one before there is an authority.
+    pub fn self_signed(&self) -> Result<Vec<u8>, rcgen::Error> {
+        let params = rcgen::CertificateParams::new(vec!["localhost".to_owned()])?;
+        Ok(params.self_signed(&self.rcgen())?.der().to_vec())
+    }
+
     /// r‖s over `message`.
     pub fn sign(&self, message: &[u8]) -> Vec<u8> {
         let signature = self.signer.sign(&SystemRandom::new(), message);
@@ -72,6 +78,11 @@ impl P256Key {
     /// SubjectPublicKeyInfo, DER.
     pub fn spki(&self) -> &[u8] {
         &self.spki
+    }
+
+    /// PKCS#8, DER: for sealing, and for the standard that hands it to a workload.
+    pub fn pkcs8(&self) -> &[u8] {
+        &self.pkcs8
     }
 
     /// The key as the certificate library wants it.

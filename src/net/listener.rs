@@ -22,6 +22,7 @@ use tokio::task::JoinSet;
 use tokio_rustls::TlsAcceptor;
 
 use crate::net::body::AnyBody;
+use crate::net::process::PeerProcess;
 
 const HANDSHAKE: Duration = Duration::from_secs(10);
 const HEADERS: Duration = Duration::from_secs(15);
@@ -37,6 +38,8 @@ pub struct Peer {
     pub leaf: Option<Arc<[u8]>>,
     /// Its user, on a Unix socket.
     pub uid: Option<u32>,
+    /// Its process, where an agent asked the kernel.
+    pub process: Option<Arc<PeerProcess>>,
     /// What a plane has read from the certificate, once for the connection.
     pub read: OnceLock<Arc<dyn Any + Send + Sync>>,
 }
@@ -44,7 +47,7 @@ pub struct Peer {
 impl Peer {
     /// A peer of which nothing has been read yet.
     pub fn new(address: Option<SocketAddr>, leaf: Option<Arc<[u8]>>, uid: Option<u32>) -> Self {
-        Self { address, leaf, uid, read: OnceLock::new() }
+        Self { address, leaf, uid, process: None, read: OnceLock::new() }
     }
 }
 

@@ -255,6 +255,35 @@ pub fn web_client(roots: &[Vec<u8>]) -> Result<ClientConfig, TlsError> {
     Ok(builder.map_err(TlsError::new)?.with_root_certificates(store).with_no_client_auth())
 }
 
+/// Holds a chain, leaf first, to roots: for client authentication, outside of a handshake.
+pub fn verify_chain(chain: &[CertificateDer<'_>], roots: &[Vec<u8>], now: Timestamp) -> Result<(), webpki::Error> {
+    let roots: Vec<CertificateDer<'_>> = roots.iter().map(|r| CertificateDer::from(r.as_slice())).collect();
+    let anchors = roots.iter().map(anchor_from_trusted_cert).collect::<Result<Vec<TrustAnchor<'_>>, _>>()?;
+    let (leaf, intermediates) = chain.split_first().ok_or(webpki::Error::BadDer)?;
+    let algorithms = provider().signature_verification_algorithms;
+    let now = UnixTime::since_unix_epoch(now.since(Timestamp::ZERO));
+    EndEntityCert::try_from(leaf)?
+        .verify_for_usage(algorithms.all, &anchors, intermediates, now, KeyUsage::client_auth(), None, None)
+        .map(drop)
+}
+
+/// Verifies a signature by a certificate's key, with any algorithm that fits the key.
+pub fn verify_message(leaf: &CertificateDer<'_>, message: &[u8], signature: &[u8]) -> Result<(), webpki::Error> {
+    let leaf = EndEntityCert::try_from(leaf)?;
+    let algorithms = provider().signature_verification_algorithms;
+    let holds = algorithms.all.iter().any(|a| leaf.verify_signature(*a, message, signature).is_ok());
+    if holds { Ok(()) } else { Err(webpki::Error::InvalidSignatureForPublicKey) }
+}
+
+/// Signs with any private key, as the TLS library would.
+pub fn sign_message(key: PrivateKeyDer<'static>, message: &[u8]) -> Result<Vec<u8>, TlsError> {
+    let provider = provider();
+    let key = provider.key_provider.load_private_key(key).map_err(TlsError::new)?;
+    let schemes = provider.signature_verification_algorithms.supported_schemes();
+    let signer = key.choose_scheme(&schemes).ok_or_else(|| TlsError::new("the key signs by no known scheme"))?;
+    signer.sign(message).map_err(TlsError::new)
+}
+
 /// Always the same roots.
 pub fn fixed_roots(roots: Vec<Vec<u8>>) -> RootFinder {
     Arc::new(move |_| roots.clone())

@@ -6,6 +6,8 @@ use serde_json::{Value, json};
 
 use crate::domain::spiffe_id::TrustDomain;
 use crate::protocol::json;
+use crate::protocol::jwt::JwtKey;
+use crate::protocol::svid;
 
 /// Why a bundle is refused.
 #[derive(Clone, Copy, Debug, Eq, PartialEq, thiserror::Error)]
@@ -14,11 +16,33 @@ pub enum BundleError {
     Form,
     #[error("an x509-svid key does not have exactly one certificate in x5c")]
     Certificate,
-    #[error("the bundle has no x509-svid key")]
+    #[error("an x509-svid key's certificate is not a CA certificate")]
+    NoCa,
+    #[error("a jwt-svid key has no kid, or is no key of an algorithm that JWT-SVIDs may have")]
+    JwtKey,
+    #[error("the bundle has neither an x509-svid nor a jwt-svid key")]
     Empty,
 }
 
-/// The roots of one trust domain.
+/// A key that signs JWT-SVIDs.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct JwtAuthority {
+    /// Its `kid`.
+    pub kid: String,
+    /// Its JWK, required members alone where it is ours.
+    pub jwk: Value,
+}
+
+impl JwtAuthority {
+    /// The JWK under its `kid`.
+    pub fn jwk_with_kid(&self) -> Value {
+        let mut jwk = self.jwk.clone();
+        jwk["kid"] = self.kid.clone().into();
+        jwk
+    }
+}
+
+/// The roots and JWT-SVID keys of one trust domain.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub struct TrustBundle {
     /// Whose roots they are.
@@ -29,12 +53,30 @@ pub struct TrustBundle {
     pub refresh_hint: u64,
     /// Root certificates, DER.
     pub roots: Vec<Vec<u8>>,
+    /// Keys of JWT-SVIDs.
+    pub jwt_keys: Vec<JwtAuthority>,
 }
 
 impl TrustBundle {
-    /// The JWKS document; `jwk_of` gives the public JWK members of a root certificate.
+    /// A bundle that trusts nothing.
+    pub fn empty(trust_domain: TrustDomain) -> Self {
+        Self { trust_domain, sequence: 0, refresh_hint: 0, roots: Vec::new(), jwt_keys: Vec::new() }
+    }
+
+    /// Its certificates one after the other, as the Workload API has them.
+    pub fn concatenated(&self) -> Vec<u8> {
+        self.roots.concat()
+    }
+
+    /// The JWK Set of its JWT-SVID keys, as the Workload API has them: other uses have no place in it.
+    pub fn jwt_jwks(&self) -> Value {
+        json!({"keys": self.jwt_keys.iter().map(jwt_jwk).collect::<Vec<_>>()})
+    }
+
+    /// The JWKS document.
     pub fn to_jwks(&self) -> Value {
-        let keys: Vec<Value> = self.roots.iter().map(|der| root_jwk(der)).collect();
+        let keys: Vec<Value> =
+            self.roots.iter().map(|der| root_jwk(der)).chain(self.jwt_keys.iter().map(jwt_jwk)).collect();
         json!({"keys": keys, "spiffe_sequence": self.sequence, "spiffe_refresh_hint": self.refresh_hint})
     }
 
@@ -43,12 +85,10 @@ impl TrustBundle {
         let object = json::parse_object(text).map_err(|_| BundleError::Form)?;
         let keys = object.get("keys").and_then(Value::as_array).ok_or(BundleError::Form)?;
         let number = |name: &str| object.get(name).and_then(Value::as_u64).unwrap_or(0);
-        let roots: Vec<Vec<u8>> = keys
-            .iter()
-            .filter(|k| k.get("use").and_then(Value::as_str) == Some("x509-svid"))
-            .map(certificate)
-            .collect::<Result<_, _>>()?;
-        if roots.is_empty() {
+        let of = |usage: &'static str| keys.iter().filter(move |k| k.get("use").and_then(Value::as_str) == Some(usage));
+        let roots: Vec<Vec<u8>> = of("x509-svid").map(certificate).collect::<Result<_, _>>()?;
+        let jwt_keys: Vec<JwtAuthority> = of("jwt-svid").map(jwt_authority).collect::<Result<_, _>>()?;
+        if roots.is_empty() && jwt_keys.is_empty() {
             return Err(BundleError::Empty);
         }
         Ok(Self {
@@ -56,6 +96,7 @@ impl TrustBundle {
             sequence: number("spiffe_sequence"),
             refresh_hint: number("spiffe_refresh_hint"),
             roots,
+            jwt_keys,
         })
     }
 }
@@ -74,7 +115,22 @@ fn root_jwk(der: &[u8]) -> Value {
 fn certificate(key: &Value) -> Result<Vec<u8>, BundleError> {
     let chain = key.get("x5c").and_then(Value::as_array).ok_or(BundleError::Certificate)?;
     match chain.as_slice() {
-        [Value::String(one)] => BASE64_STANDARD.decode(one).map_err(|_| BundleError::Certificate),
+        [Value::String(one)] => {
+            let der = BASE64_STANDARD.decode(one).map_err(|_| BundleError::Certificate)?;
+            if svid::is_ca(&der) { Ok(der) } else { Err(BundleError::NoCa) }
+        }
         _ => Err(BundleError::Certificate),
     }
+}
+
+fn jwt_jwk(key: &JwtAuthority) -> Value {
+    let mut jwk = key.jwk_with_kid();
+    jwk["use"] = "jwt-svid".into();
+    jwk
+}
+
+fn jwt_authority(key: &Value) -> Result<JwtAuthority, BundleError> {
+    let kid = key.get("kid").and_then(Value::as_str).filter(|k| !k.is_empty()).ok_or(BundleError::JwtKey)?;
+    JwtKey::from_jwk(key).map_err(|_| BundleError::JwtKey)?;
+    Ok(JwtAuthority { kid: kid.to_owned(), jwk: key.clone() })
 }

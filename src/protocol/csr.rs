@@ -3,6 +3,8 @@
 use x509_parser::certification_request::X509CertificationRequest;
 use x509_parser::prelude::FromDer as _;
 
+use crate::domain::spiffe_id::TrustDomain;
+use crate::protocol::ecdsa_der;
 use crate::protocol::jwk::{Algorithm, PublicKey};
 
 /// Largest CSR in bytes that is looked at.
@@ -21,6 +23,12 @@ pub enum CsrError {
     Signature,
 }
 
+/// What proves the possession of another certificate's key for a CSR: it is good for this CSR in this trust domain alone,
+/// so that a copy of it serves nobody who lacks the CSR's key.
+pub fn possession_message(trust_domain: &TrustDomain, csr: &[u8]) -> Vec<u8> {
+    [b"popgate x509_pop 1\0", trust_domain.as_str().as_bytes(), b"\0", csr].concat()
+}
+
 /// Reads a CSR, verifies its self-signature, and gives the key that made it.
 pub fn verify(der: &[u8]) -> Result<PublicKey, CsrError> {
     if der.len() > MAX_CSR {
@@ -37,26 +45,10 @@ pub fn verify(der: &[u8]) -> Result<PublicKey, CsrError> {
     let signature = csr.signature_value.data.as_ref();
     let holds = match (key.algorithm(), oid.as_str()) {
         (Algorithm::Es256, "1.2.840.10045.4.3.2") => {
-            der_to_fixed(signature).is_some_and(|fixed| key.verifies(message, &fixed))
+            ecdsa_der::to_fixed(signature).is_some_and(|fixed| key.verifies(message, &fixed))
         }
         (Algorithm::Ed25519, "1.3.101.112") => key.verifies(message, signature),
         _ => return Err(CsrError::Algorithm),
     };
     if holds { Ok(key) } else { Err(CsrError::Signature) }
-}
-
-/// ECDSA-Sig-Value (RFC 3279 §2.2.3) to r‖s of 32 bytes each.
-fn der_to_fixed(der: &[u8]) -> Option<Vec<u8>> {
-    let (rest, sequence) = x509_parser::der_parser::der::parse_der_sequence(der).ok()?;
-    let items = sequence.as_sequence().ok()?;
-    let [r, s] = items.as_slice() else { return None };
-    let mut fixed = Vec::with_capacity(64);
-    for integer in [r, s] {
-        let bytes = integer.as_slice().ok()?;
-        let significant = &bytes[bytes.iter().position(|b| *b != 0).unwrap_or(bytes.len())..];
-        let padding = 32_usize.checked_sub(significant.len())?;
-        fixed.resize(fixed.len() + padding, 0);
-        fixed.extend(significant);
-    }
-    rest.is_empty().then_some(fixed)
 }

@@ -63,15 +63,25 @@ impl<'a> Compact<'a> {
         json::parse_object(&bytes).map_err(|_| JwsError::Payload)
     }
 
+    /// What the signature is over.
+    pub const fn signing_input(&self) -> &str {
+        self.signing_input
+    }
+
+    /// The signature's bytes.
+    pub fn signature_bytes(&self) -> Result<Vec<u8>, JwsError> {
+        B64.decode(self.signature).map_err(|_| JwsError::Form)
+    }
+
     /// Checks a signature of our own with `key`: of its two forms only the one that we make.
     pub fn verify_own(&self, key: &PublicKey) -> Result<(), JwsError> {
-        let signature = B64.decode(self.signature).map_err(|_| JwsError::Form)?;
+        let signature = self.signature_bytes()?;
         if is_low_s(&signature) { self.verify(key) } else { Err(JwsError::Signature) }
     }
 
     /// Checks the signature with `key`.
     pub fn verify(&self, key: &PublicKey) -> Result<(), JwsError> {
-        let signature = B64.decode(self.signature).map_err(|_| JwsError::Form)?;
+        let signature = self.signature_bytes()?;
         key.verifies(self.signing_input.as_bytes(), &signature).then_some(()).ok_or(JwsError::Signature)
     }
 }

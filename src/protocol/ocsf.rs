@@ -3,6 +3,7 @@
 use serde_json::{Value, json};
 
 use crate::domain::leaf::{Event, Leaf};
+use crate::domain::spiffe_id::SpiffeId;
 
 /// Version of the schema that the lines follow.
 pub const VERSION: &str = "1.5.0";
@@ -80,11 +81,14 @@ fn read(leaf: &Leaf, trust_domain: &str) -> Reading {
         details: json!({"api": {"operation": operation, "service": {"name": "popgate"}}, "src_endpoint": {"name": "popgate"}}),
     };
     match &leaf.event {
-        Event::Issuance(i) => authentication(
-            "issue certificate",
-            i.spiffe_id.to_string(),
-            json!({"certificate": {"serial_number": i.serial}}),
-        ),
+        Event::Issuance(i) => {
+            let details = json!({"certificate": {"serial_number": i.serial}});
+            authentication("issue certificate", i.spiffe_id.to_string(), details)
+        }
+        Event::JwtIssuance(j) => {
+            let through = j.node.as_ref().map_or("direct", SpiffeId::as_str);
+            authentication("issue JWT-SVID", j.spiffe_id.to_string(), json!({"service": {"name": through}}))
+        }
         Event::Mint(m) => {
             authentication("mint token", m.spiffe_id.to_string(), json!({"service": {"name": m.audience}}))
         }
@@ -139,7 +143,9 @@ fn own_act(
         Event::Revoked { .. } => api("revoke", own("identity"), Some(true)),
         Event::Lifted { .. } => api("lift revocation", own("identity"), Some(true)),
         Event::Registration { what, action, .. } => api(&format!("{action} {what}"), own("identity"), Some(true)),
-        Event::Authority { role, .. } => api(&format!("authority {role}"), own("identity"), Some(true)),
+        Event::Authority { role, state, .. } => {
+            api(&format!("authority {role} {}", state.as_deref().unwrap_or("active")), own("identity"), Some(true))
+        }
         Event::RefusalsSummarised { .. } => api("refusals summarised", own("gateway"), Some(false)),
         Event::Started { .. } => api("started", own("gateway"), None),
         _ => api("heartbeat", own("gateway"), None),

@@ -97,6 +97,77 @@ pub fn spki_sha256(der: &[u8]) -> Option<Sha256> {
     Some(Sha256::of(cert.public_key().raw))
 }
 
+/// Key identifiers of a certificate (RFC 5280 sections 4.2.1.1 and 4.2.1.2).
+#[derive(Clone, Debug, Default, Eq, PartialEq)]
+pub struct KeyIdentifiers {
+    /// Its own.
+    pub subject: Option<Vec<u8>>,
+    /// Its issuer's.
+    pub authority: Option<Vec<u8>>,
+}
+
+/// Reads the key identifiers of a certificate.
+pub fn key_identifiers(der: &[u8]) -> Option<KeyIdentifiers> {
+    let (_, cert) = X509Certificate::from_der(der).ok()?;
+    let mut ids = KeyIdentifiers::default();
+    for extension in cert.extensions() {
+        match extension.parsed_extension() {
+            ParsedExtension::SubjectKeyIdentifier(id) => ids.subject = Some(id.0.to_vec()),
+            ParsedExtension::AuthorityKeyIdentifier(a) => {
+                ids.authority = a.key_identifier.as_ref().map(|id| id.0.to_vec());
+            }
+            _ => {}
+        }
+    }
+    Some(ids)
+}
+
+/// Cuts concatenated DER certificates apart, as the Workload API has them; at least one.
+pub fn split_concatenated(mut bytes: &[u8]) -> Option<Vec<Vec<u8>>> {
+    let mut all = Vec::new();
+    while !bytes.is_empty() {
+        let (rest, _) = X509Certificate::from_der(bytes).ok()?;
+        all.push(bytes[..bytes.len() - rest.len()].to_vec());
+        bytes = rest;
+    }
+    (!all.is_empty()).then_some(all)
+}
+
+/// Whether a certificate is a CA's.
+pub fn is_ca(der: &[u8]) -> bool {
+    X509Certificate::from_der(der).is_ok_and(|(rest, cert)| rest.is_empty() && cert.is_ca())
+}
+
+/// What a certificate says of its subject, as `cn:…`, `o:…`, `dns:…`, `uri:…`, `ip:…`.
+pub fn subject_facts(der: &[u8]) -> Option<Vec<String>> {
+    let (_, cert) = X509Certificate::from_der(der).ok()?;
+    let mut facts: Vec<String> =
+        cert.subject().iter_common_name().filter_map(|n| n.as_str().ok()).map(|n| format!("cn:{n}")).collect();
+    facts.extend(cert.subject().iter_organization().filter_map(|n| n.as_str().ok()).map(|n| format!("o:{n}")));
+    let san = cert.subject_alternative_name().ok()?;
+    facts.extend(san.into_iter().flat_map(|s| s.value.general_names.iter()).filter_map(|name| match name {
+        GeneralName::DNSName(name) => Some(format!("dns:{name}")),
+        GeneralName::URI(uri) => Some(format!("uri:{uri}")),
+        GeneralName::IPAddress([a, b, c, d]) => Some(format!("ip:{a}.{b}.{c}.{d}")),
+        _ => None,
+    }));
+    Some(facts)
+}
+
+/// Serial number of a certificate, hex.
+pub fn serial(der: &[u8]) -> Option<String> {
+    let (_, cert) = X509Certificate::from_der(der).ok()?;
+    Some(hex::encode(cert.raw_serial()))
+}
+
+/// Whether a certificate is a CA with this one URI SAN: a trust domain's authority (X509-SVID section 3).
+pub fn is_ca_of(der: &[u8], trust_domain_id: &str) -> bool {
+    let Ok((_, cert)) = X509Certificate::from_der(der) else { return false };
+    let Ok(Some(san)) = cert.subject_alternative_name() else { return false };
+    let names = &san.value.general_names;
+    cert.is_ca() && names.iter().any(|n| matches!(n, GeneralName::URI(u) if *u == trust_domain_id))
+}
+
 /// Whether a certificate names itself as issuer and is a CA: a root that may anchor a chain.
 pub fn is_self_issued_ca(der: &[u8]) -> bool {
     X509Certificate::from_der(der).is_ok_and(|(_, cert)| cert.is_ca() && cert.issuer() == cert.subject())

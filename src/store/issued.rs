@@ -25,6 +25,51 @@ pub struct IssuedCertificate {
     pub der: Vec<u8>,
     /// The CA certificate that it leads to, DER.
     pub issuer: Vec<u8>,
+    /// Where it stands in the life of its workload.
+    pub lineage: Lineage,
+}
+
+/// What a certificate has in common with those that it was renewed from.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct Lineage {
+    /// Serial of the first of them.
+    pub first: String,
+    /// When the workload last proved itself by more than a certificate.
+    pub attested_at: Timestamp,
+    /// Whether it renews: what proved itself by a token of its platform attests again instead.
+    pub renewable: bool,
+    /// The node whose agent asked for it.
+    pub node: Option<SpiffeId>,
+}
+
+/// A certificate that has not ended, as revocation lists need it.
+#[derive(Clone, Debug)]
+pub struct LiveCertificate {
+    /// Lower-case hex.
+    pub serial: String,
+    /// Whose it is.
+    pub spiffe_id: SpiffeId,
+    /// Its key.
+    pub jkt: Jkt,
+    /// Its end.
+    pub not_after: Timestamp,
+    /// SHA-256 of the CA certificate that it leads to.
+    pub issuer_sha256: Sha256,
+    /// The node whose agent asked for it.
+    pub node: Option<SpiffeId>,
+}
+
+/// Of which certificates [`Issued::live`] tells.
+#[derive(Clone, Copy, Debug)]
+pub enum Of<'a> {
+    /// All.
+    Everybody,
+    /// One identity's.
+    Identity(&'a SpiffeId),
+    /// Those that a node's agent asked for, and its own.
+    Node(&'a SpiffeId),
+    /// Those renewed from the first with this serial, and it.
+    Lineage(&'a str),
 }
 
 /// Whether a serial may be renewed with a key.
@@ -52,8 +97,12 @@ pub trait Issued: Send + Sync {
     async fn by_key(&self, spiffe_id: &SpiffeId, jkt: Jkt) -> Result<Option<IssuedCertificate>, Unavailable>;
     /// Whether the key is in a live certificate of another identity.
     async fn held_by_another(&self, jkt: Jkt, spiffe_id: &SpiffeId, now: Timestamp) -> Result<bool, Unavailable>;
-    /// Serials and ends of an identity's certificates that have not ended.
-    async fn live(&self, spiffe_id: &SpiffeId, now: Timestamp) -> Result<Vec<(String, Timestamp)>, Unavailable>;
+    /// The certificate with a serial.
+    async fn by_serial(&self, serial: &str) -> Result<Option<IssuedCertificate>, Unavailable>;
+    /// Certificates that have not ended.
+    async fn live(&self, of: Of<'_>, now: Timestamp) -> Result<Vec<LiveCertificate>, Unavailable>;
+    /// Forgets certificates that ended before.
+    async fn prune(&self, before: Timestamp) -> Result<u64, Unavailable>;
     /// Claims the one renewal of a serial: one compare-and-set.
     async fn claim_renewal(&self, serial: &str, jkt: Jkt) -> Result<Renewal, Unavailable>;
 }

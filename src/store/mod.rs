@@ -1,6 +1,7 @@
 //! What the service remembers: few traits, each an operation with its promise, and the handle that carries them.
 
 pub mod approvals;
+pub mod bundles;
 pub mod clock;
 pub mod entries;
 pub mod entropy;
@@ -8,6 +9,7 @@ pub mod evidence;
 pub mod issued;
 pub mod join_tokens;
 pub mod keys;
+pub mod nodes;
 pub mod redis;
 pub mod replay;
 pub mod revocations;
@@ -19,7 +21,8 @@ mod contract;
 use std::sync::Arc;
 
 use crate::domain::approval::Approval;
-use crate::domain::leaf::Staged;
+use crate::domain::leaf::{Event, Leaf, Staged};
+use crate::domain::revocation::Revocation;
 use crate::domain::time::Clock;
 
 /// A store could not answer. The outcome is unknown: refuse, and let the caller try again.
@@ -56,6 +59,12 @@ pub struct Stores {
     pub join_tokens: Arc<dyn join_tokens::JoinTokens>,
     /// Registration entries.
     pub entries: Arc<dyn entries::Entries>,
+    /// Templates of entries.
+    pub templates: Arc<dyn entries::Templates>,
+    /// Attested nodes.
+    pub nodes: Arc<dyn nodes::Nodes>,
+    /// Bundles of federated trust domains.
+    pub bundles: Arc<dyn bundles::Bundles>,
     /// People.
     pub people: Arc<dyn entries::People>,
     /// Certificates issued.
@@ -71,6 +80,22 @@ pub struct Stores {
 }
 
 impl Stores {
+    /// Makes a stop durable in the log; gives its index.
+    pub async fn log_stop(&self, revocation: &Revocation) -> Result<u64, Unavailable> {
+        let [value, reason, by] =
+            [&revocation.value, &revocation.reason, &revocation.by].map(|v| entropy::seal(v.clone()));
+        let event = Event::Revoked {
+            id: revocation.id,
+            subject: revocation.kind,
+            value: value.commitment(),
+            reason: reason.commitment(),
+            by: by.commitment(),
+            until: revocation.until,
+        };
+        let openings = [("value".to_owned(), value), ("reason".to_owned(), reason), ("by".to_owned(), by)].into();
+        self.evidence.append(Staged { leaf: Leaf { time: revocation.at, event }, openings }).await
+    }
+
     /// Makes an approval's present state durable in the log.
     pub async fn log_approval(&self, approval: &Approval) -> Result<(), Unavailable> {
         let person = approval.decided_by.clone().map(entropy::seal);

@@ -47,14 +47,7 @@ pub fn authenticate(stores: &Stores, peer: &Peer, form: &Form, other_method: boo
     let now = stores.clock.now();
     let entry = stores.entries.get(&svid.spiffe_id).filter(|e| e.expires_at.is_none_or(|end| end > now));
     let entry = entry.ok_or_else(|| invalid_client("the workload is not registered any more"))?;
-    let subject = Subject {
-        spiffe_id: svid.spiffe_id.clone(),
-        person: Some(entry.owner.clone()),
-        groups: entry.groups.clone(),
-        serial: Some(svid.serial.clone()),
-        jkt: Some(svid.key.jkt()),
-        jti: None,
-    };
+    let subject = Subject { serial: Some(svid.serial.clone()), jkt: Some(svid.key.jkt()), ..Subject::workload(&entry) };
     if let Some(kind) = stores.revocations.watch().borrow().stops(&subject, now) {
         return Err(invalid_client("the workload is revoked").because(kind));
     }

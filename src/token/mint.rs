@@ -106,16 +106,8 @@ mod tests {
 
     fn entry(operations: &[&str]) -> Entry {
         Entry {
-            spiffe_id: "spiffe://example.org/a".parse().expect("legal"),
-            owner: "i#s".into(),
-            sponsor: None,
-            groups: vec![],
             operations: operations.iter().map(|o| (*o).to_owned()).collect(),
-            svid_ttl: Seconds(3600),
-            dns_names: vec![],
-            other_keys: false,
-            nonce_required: false,
-            expires_at: None,
+            ..Entry::new("spiffe://example.org/a".parse().expect("legal"), "i#s".into(), Seconds(3600))
         }
     }
 

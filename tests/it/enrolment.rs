@@ -110,8 +110,46 @@ async fn l2_a_certificate_renews_once_with_a_new_key() {
     assert_eq!(renewed.spiffe_id, identity.spiffe_id);
     assert_ne!(renewed.jkt(), identity.jkt());
     assert_ne!(renewed.svid.serial, identity.svid.serial);
+    let again = enrol::renew(&renewed).await.expect("the new one renews");
     assert_eq!(enrol::renew(&identity).await.err().and_then(|e| e.status()), Some(409), "with a second new key");
-    enrol::renew(&renewed).await.expect("the new one renews");
+    // Somebody has a copy of the first, and nobody can say who is who: all that came of it is stopped.
+    for copied in [&renewed, &again] {
+        assert_eq!(enrol::renew(copied).await.err().and_then(|e| e.status()), Some(403), "the lineage is revoked");
+    }
+    let stops = service.admin(Method::GET, "/v1/revocations", None).await.expect("lists");
+    assert_eq!(stops.as_array().map(Vec::len), Some(3), "{stops}");
+    enrol::renew(&*service.enrol(SOLVER).await).await.expect("a new lineage begins");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn l2_the_same_new_key_gets_the_same_answer_again() {
+    let service = Service::start().await;
+    let identity = service.enrol(SOLVER).await;
+    let key = P256Key::generate().pkcs8().to_vec();
+    let renew = async || enrol::renew_with(&identity, P256Key::from_pkcs8(&key).expect("a key")).await.expect("renews");
+    let (first, second) = (renew().await, renew().await);
+    assert_eq!(first.svid.serial, second.svid.serial, "a lost answer costs nothing");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn l2_an_entry_may_keep_its_lineage_when_a_certificate_was_copied() {
+    let service = Service::start().await;
+    let id = "spiffe://example.org/ci/kept";
+    let entry = json!({"spiffe_id": id, "owner": "https://idp.example.org#bob", "keep_lineage": true});
+    service.admin(Method::POST, "/v1/entries", Some(entry)).await.expect("creates");
+    let identity = service.enrol(id).await;
+    let renewed = enrol::renew(&identity).await.expect("renews");
+    assert_eq!(enrol::renew(&identity).await.err().and_then(|e| e.status()), Some(409));
+    enrol::renew(&renewed).await.expect("goes on");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn l2_a_lineage_ends_and_its_workload_enrols_again() {
+    let service = Service::start_with_identity("reattest_after = \"0s\"\n").await;
+    let identity = service.enrol(SOLVER).await;
+    let refused = enrol::renew(&identity).await.err().expect("refused").to_string();
+    assert!(refused.contains("403") && refused.contains("enrol again"), "{refused}");
+    service.enrol(SOLVER).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -176,7 +176,7 @@ async fn the_three_terminals_of_the_readme_work() {
     assert_eq!(cut_off.status.code(), Some(1));
     assert!(stderr(&cut_off).contains("revoked"), "{}", stderr(&cut_off));
     let status = run(&["status", "--data-dir", data]);
-    assert!(stdout(&status).contains("issuing_serial"));
+    assert!(stdout(&status).contains("bundle_sequence"));
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

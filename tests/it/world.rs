@@ -214,11 +214,24 @@ impl Service {
 
     /// Starts with further configuration.
     pub async fn start_with(extra: &str) -> Self {
+        Self::start_configured(extra, "").await
+    }
+
+    /// Starts with further keys of `[identity]`.
+    pub async fn start_with_identity(keys: &str) -> Self {
+        Self::start_configured("", keys).await
+    }
+
+    /// Starts with further configuration and further keys of `[identity]`.
+    pub async fn start_configured(extra: &str, identity: &str) -> Self {
         let dir = tempfile::Builder::new().prefix("pgt-").tempdir().expect("tempdir");
         let upstream = Upstream::start().await;
         let base = dir.path().to_owned();
         let listen: String = ["identity", "token", "gateway", "console", "telemetry"]
-            .map(|s| format!("[{s}]\nlisten = \"127.0.0.1:0\"\n"))
+            .map(|s| {
+                let keys = if s == "identity" { identity } else { "" };
+                format!("[{s}]\nlisten = \"127.0.0.1:0\"\n{keys}")
+            })
             .concat();
         let config = format!(
             "data_dir = \"data\"\ninclude = [\"routes.toml\"]\n{listen}[policy]\nfiles = [\"p.cedar\"]\n[mask.pii]\ndetectors = [\"email\", \"card\", \"secret\"]\n{extra}"

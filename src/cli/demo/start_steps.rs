@@ -38,11 +38,19 @@ pub async fn ca(world: &mut World) -> Detail {
     let url = format!("{}/ca.pem", world.addresses["identity"].as_str().unwrap_or_default());
     let served = http.fetch(Request::builder().uri(&url).body(Bytes::new())?).await?;
     let served = CertificateDer::from_pem_slice(served.body()).map_err(|e| e.to_string())?;
-    ensure(ca["root_sha256"] == json!(Sha256::of(&served)), "the root that /ca.pem serves is not the authority's")?;
+    let active = |kind: &str| {
+        let all = ca["active"].as_array().into_iter().flatten();
+        all.clone().find(|a| a["kind"] == kind).cloned().unwrap_or_default()
+    };
+    let root = active("root");
+    ensure(
+        root["certificate_sha256"] == json!(Sha256::of(&served)),
+        "the root that /ca.pem serves is not the authority's",
+    )?;
     Ok(json!({
         "trust_domain": ca["trust_domain"],
-        "root_sha256": ca["root_sha256"],
-        "issuing_serial": ca["issuing_serial"],
+        "root_sha256": root["certificate_sha256"],
+        "issuing": active("issuing")["id"],
         "issuing_not_after": ca["issuing_not_after"],
         "bundle_sequence": ca["bundle_sequence"],
     }))

@@ -9,7 +9,7 @@ use crate::domain::key::Jkt;
 use crate::domain::spiffe_id::SpiffeId;
 use crate::domain::time::Timestamp;
 use crate::store::Unavailable;
-use crate::store::issued::{Issued, IssuedCertificate, Renewal};
+use crate::store::issued::{Issued, IssuedCertificate, Lineage, LiveCertificate, Of, Renewal};
 use crate::store::join_tokens::{JoinSpend, JoinTokens, RETRY_WINDOW};
 use crate::store::sql::{SqliteLedger, away, corrupt, from_sql, returned, to_sql};
 
@@ -66,15 +66,28 @@ fn identity(row: &SqliteRow) -> Result<SpiffeId, Unavailable> {
     row.get::<String, _>("spiffe_id").parse().map_err(corrupt)
 }
 
-const COLUMNS_BY_ATTESTATION: &str =
-    "SELECT serial, spiffe_id, jkt, not_after, attestation, der, issuer FROM issued WHERE attestation = ? AND jkt = ?";
-const COLUMNS_BY_KEY: &str = "SELECT serial, spiffe_id, jkt, not_after, attestation, der, issuer FROM issued WHERE jkt = ? AND spiffe_id = ? ORDER BY not_after DESC LIMIT 1";
+/// The columns of a certificate, before what chooses it.
+macro_rules! certificates {
+    ($choice:literal) => {
+        concat!(
+            "SELECT serial, spiffe_id, jkt, not_after, attestation, der, issuer, first, attested_at, renewable, node FROM issued WHERE ",
+            $choice
+        )
+    };
+}
+
+/// Columns of a live certificate, before what chooses it; the end is bound first.
+macro_rules! live {
+    ($choice:literal) => {
+        concat!("SELECT serial, spiffe_id, jkt, not_after, issuer, node FROM issued WHERE not_after > ?1", $choice)
+    };
+}
 
 #[async_trait]
 impl Issued for SqliteLedger {
     async fn record(&self, certificate: &IssuedCertificate) -> Result<(), Unavailable> {
         sqlx::query(
-            "INSERT INTO issued (serial, spiffe_id, jkt, not_after, attestation, der, issuer) VALUES (?, ?, ?, ?, ?, ?, ?)",
+            "INSERT INTO issued (serial, spiffe_id, jkt, not_after, attestation, der, issuer, first, attested_at, renewable, node) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
         )
         .bind(&certificate.serial)
         .bind(certificate.spiffe_id.as_str())
@@ -83,6 +96,10 @@ impl Issued for SqliteLedger {
         .bind(certificate.attestation_sha256.to_string())
         .bind(&certificate.der)
         .bind(&certificate.issuer)
+        .bind(&certificate.lineage.first)
+        .bind(to_sql(certificate.lineage.attested_at))
+        .bind(certificate.lineage.renewable)
+        .bind(certificate.lineage.node.as_ref().map(SpiffeId::as_str))
         .execute(&self.pool)
         .await
         .map(drop)
@@ -95,12 +112,16 @@ impl Issued for SqliteLedger {
     }
 
     async fn by_attestation(&self, attestation: Sha256, jkt: Jkt) -> Result<Option<IssuedCertificate>, Unavailable> {
-        let query = sqlx::query(COLUMNS_BY_ATTESTATION).bind(attestation.to_string()).bind(jkt.to_string());
+        let query = sqlx::query(certificates!("attestation = ? AND jkt = ?"))
+            .bind(attestation.to_string())
+            .bind(jkt.to_string());
         query.fetch_optional(&self.pool).await.map_err(away)?.map(|row| certificate(&row)).transpose()
     }
 
     async fn by_key(&self, spiffe_id: &SpiffeId, jkt: Jkt) -> Result<Option<IssuedCertificate>, Unavailable> {
-        let query = sqlx::query(COLUMNS_BY_KEY).bind(jkt.to_string()).bind(spiffe_id.as_str());
+        let query = sqlx::query(certificates!("jkt = ? AND spiffe_id = ? ORDER BY not_after DESC LIMIT 1"))
+            .bind(jkt.to_string())
+            .bind(spiffe_id.as_str());
         query.fetch_optional(&self.pool).await.map_err(away)?.map(|row| certificate(&row)).transpose()
     }
 
@@ -115,14 +136,28 @@ impl Issued for SqliteLedger {
             .map_err(away)
     }
 
-    async fn live(&self, spiffe_id: &SpiffeId, now: Timestamp) -> Result<Vec<(String, Timestamp)>, Unavailable> {
-        let rows = sqlx::query("SELECT serial, not_after FROM issued WHERE spiffe_id = ? AND not_after > ?")
-            .bind(spiffe_id.as_str())
-            .bind(to_sql(now))
-            .fetch_all(&self.pool)
-            .await
-            .map_err(away)?;
-        Ok(rows.iter().map(|row| (row.get("serial"), from_sql(row.get("not_after")))).collect())
+    async fn by_serial(&self, serial: &str) -> Result<Option<IssuedCertificate>, Unavailable> {
+        let query = sqlx::query(certificates!("serial = ?")).bind(serial);
+        query.fetch_optional(&self.pool).await.map_err(away)?.map(|row| certificate(&row)).transpose()
+    }
+
+    async fn live(&self, of: Of<'_>, now: Timestamp) -> Result<Vec<LiveCertificate>, Unavailable> {
+        let (sql, value) = match of {
+            Of::Everybody => (live!(""), None),
+            Of::Identity(id) => (live!(" AND spiffe_id = ?2"), Some(id.as_str())),
+            Of::Node(id) => (live!(" AND (node = ?2 OR spiffe_id = ?2)"), Some(id.as_str())),
+            Of::Lineage(first) => (live!(" AND first = ?2"), Some(first)),
+        };
+        let mut query = sqlx::query(sql).bind(to_sql(now));
+        if let Some(value) = value {
+            query = query.bind(value);
+        }
+        query.fetch_all(&self.pool).await.map_err(away)?.iter().map(live_certificate).collect()
+    }
+
+    async fn prune(&self, before: Timestamp) -> Result<u64, Unavailable> {
+        let gone = sqlx::query("DELETE FROM issued WHERE not_after < ?").bind(to_sql(before)).execute(&self.pool).await;
+        Ok(gone.map_err(away)?.rows_affected())
     }
 
     async fn claim_renewal(&self, serial: &str, jkt: Jkt) -> Result<Renewal, Unavailable> {
@@ -156,5 +191,26 @@ fn certificate(row: &SqliteRow) -> Result<IssuedCertificate, Unavailable> {
         attestation_sha256: Sha256::from_hex(&text("attestation")).ok_or_else(|| corrupt("attestation"))?,
         der: row.get("der"),
         issuer: row.get("issuer"),
+        lineage: Lineage {
+            first: text("first"),
+            attested_at: from_sql(row.get("attested_at")),
+            renewable: row.get("renewable"),
+            node: node(row)?,
+        },
     })
+}
+
+fn live_certificate(row: &SqliteRow) -> Result<LiveCertificate, Unavailable> {
+    Ok(LiveCertificate {
+        serial: row.get("serial"),
+        spiffe_id: identity(row)?,
+        jkt: row.get::<String, _>("jkt").parse().map_err(corrupt)?,
+        not_after: from_sql(row.get("not_after")),
+        issuer_sha256: Sha256::of(row.get::<&[u8], _>("issuer")),
+        node: node(row)?,
+    })
+}
+
+fn node(row: &SqliteRow) -> Result<Option<SpiffeId>, Unavailable> {
+    row.get::<Option<String>, _>("node").map(|n| n.parse().map_err(corrupt)).transpose()
 }

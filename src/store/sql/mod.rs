@@ -1,7 +1,10 @@
 //! The ledger in SQL. SQLite, in WAL mode with `synchronous=FULL`, serves one replica.
 
 mod approvals;
+mod bundles;
 mod enrolment;
+mod migrate;
+mod nodes;
 mod registry;
 mod stops;
 
@@ -17,10 +20,13 @@ use sqlx::sqlite::{
 use sqlx::{Sqlite, SqlitePool};
 use tokio::sync::watch;
 
-use crate::domain::people::{Entry, Person};
+use crate::domain::node::Node;
+use crate::domain::people::Person;
+use crate::domain::registry::Registry;
 use crate::domain::revocation::RevocationSet;
 use crate::domain::time::Timestamp;
 use crate::store::Unavailable;
+use crate::store::bundles::ForeignBundle;
 use crate::store::keys::PublishedKey;
 
 const PART: &str = "the ledger";
@@ -28,8 +34,10 @@ const PART: &str = "the ledger";
 /// Rows that every request reads, held in memory and replaced after each change.
 #[derive(Default)]
 struct Held {
-    entries: BTreeMap<String, Entry>,
+    registry: Registry,
     people: BTreeMap<String, Person>,
+    nodes: BTreeMap<String, Node>,
+    bundles: BTreeMap<String, ForeignBundle>,
     keys: Vec<PublishedKey>,
 }
 
@@ -41,6 +49,8 @@ pub struct SqliteLedger {
     changing: tokio::sync::Mutex<()>,
     revoked: watch::Sender<Arc<RevocationSet>>,
     approval_changes: watch::Sender<u64>,
+    entry_changes: watch::Sender<u64>,
+    bundle_changes: watch::Sender<u64>,
 }
 
 impl SqliteLedger {
@@ -53,16 +63,21 @@ impl SqliteLedger {
             .synchronous(SqliteSynchronous::Full)
             .busy_timeout(Duration::from_secs(5));
         let pool = SqlitePoolOptions::new().max_connections(4).connect_with(options).await.map_err(away)?;
-        sqlx::raw_sql(include_str!("schema.sql")).execute(&pool).await.map_err(away)?;
+        migrate::migrate(&pool).await?;
         let ledger = Self {
             pool,
             held: RwLock::default(),
             changing: tokio::sync::Mutex::default(),
             revoked: watch::channel(Arc::default()).0,
             approval_changes: watch::channel(0).0,
+            entry_changes: watch::channel(0).0,
+            bundle_changes: watch::channel(0).0,
         };
         ledger.read_entries().await?;
+        ledger.read_templates().await?;
         ledger.read_people().await?;
+        ledger.read_nodes().await?;
+        ledger.read_bundles().await?;
         ledger.read_keys().await?;
         ledger.read_revocations().await?;
         Ok(ledger)

@@ -4,24 +4,49 @@ use async_trait::async_trait;
 use serde::de::DeserializeOwned;
 use sqlx::Row as _;
 
+use std::collections::BTreeSet;
+
+use tokio::sync::watch;
+
+use crate::domain::id_template::EntryTemplate;
 use crate::domain::people::{Entry, Person};
+use crate::domain::selector::Selector;
 use crate::domain::spiffe_id::SpiffeId;
 use crate::domain::time::Timestamp;
 use crate::store::Unavailable;
-use crate::store::entries::{ChangeError, Entries, People};
+use crate::store::entries::{ChangeError, Entries, People, Templates};
 use crate::store::keys::{KeyUse, PublicKeys, PublishedKey};
 use crate::store::sql::{SqliteLedger, away, corrupt, from_sql, to_sql};
 
 impl SqliteLedger {
-    async fn bodies<T: DeserializeOwned>(&self, query: &'static str) -> Result<Vec<T>, Unavailable> {
+    pub(super) async fn bodies<T: DeserializeOwned>(&self, query: &'static str) -> Result<Vec<T>, Unavailable> {
         let rows = sqlx::query(query).fetch_all(&self.pool).await.map_err(away)?;
         rows.iter().map(|r| serde_json::from_str(&r.get::<String, _>("body")).map_err(corrupt)).collect()
     }
 
     pub(super) async fn read_entries(&self) -> Result<(), Unavailable> {
         let entries: Vec<Entry> = self.bodies("SELECT body FROM entry").await?;
-        let entries = entries.into_iter().map(|e| (e.spiffe_id.to_string(), e)).collect();
-        self.replace(|held| held.entries = entries);
+        self.replace(|held| entries.into_iter().for_each(|e| held.registry.insert(e)));
+        Ok(())
+    }
+
+    pub(super) async fn read_templates(&self) -> Result<(), Unavailable> {
+        let templates: Vec<EntryTemplate> = self.bodies("SELECT body FROM entry_template").await?;
+        self.replace(|held| templates.into_iter().for_each(|t| held.registry.insert_template(t)));
+        Ok(())
+    }
+
+    /// Brings what is held of one entry to what the ledger has: a change whose answer was lost may have happened.
+    async fn read_entry(&self, spiffe_id: &SpiffeId) -> Result<(), Unavailable> {
+        let row = sqlx::query("SELECT body FROM entry WHERE spiffe_id = ?").bind(spiffe_id.as_str());
+        let row = row.fetch_optional(&self.pool).await.map_err(away)?;
+        let entry: Option<Entry> =
+            row.map(|r| serde_json::from_str(&r.get::<String, _>("body")).map_err(corrupt)).transpose()?;
+        self.replace(|held| match entry {
+            Some(entry) => held.registry.insert(entry),
+            None => drop(held.registry.remove(spiffe_id.as_str())),
+        });
+        self.entry_changes.send_modify(|n| *n += 1);
         Ok(())
     }
 
@@ -49,18 +74,34 @@ impl SqliteLedger {
     }
 }
 
-fn body<T: serde::Serialize>(value: &T) -> String {
+pub(super) fn body<T: serde::Serialize>(value: &T) -> String {
     serde_json::to_string(value).expect("ledger rows have string keys and finite numbers only")
 }
 
 #[async_trait]
 impl Entries for SqliteLedger {
     fn get(&self, spiffe_id: &SpiffeId) -> Option<Entry> {
-        self.held().entries.get(spiffe_id.as_str()).cloned()
+        self.held().registry.get(spiffe_id.as_str()).cloned()
     }
 
     fn list(&self) -> Vec<Entry> {
-        self.held().entries.values().cloned().collect()
+        self.held().registry.entries().cloned().collect()
+    }
+
+    fn count(&self) -> usize {
+        self.held().registry.len()
+    }
+
+    fn direct(&self, found: &BTreeSet<Selector>) -> Vec<Entry> {
+        self.held().registry.direct(found).into_iter().cloned().collect()
+    }
+
+    fn of_node(&self, node: &SpiffeId) -> Vec<Entry> {
+        self.held().registry.of_node(node).into_iter().cloned().collect()
+    }
+
+    fn changes(&self) -> watch::Receiver<u64> {
+        self.entry_changes.subscribe()
     }
 
     async fn create(&self, entry: &Entry) -> Result<(), ChangeError> {
@@ -74,7 +115,7 @@ impl Entries for SqliteLedger {
         if added.rows_affected() == 0 {
             return Err(ChangeError::Exists(format!("the entry {}", entry.spiffe_id)));
         }
-        Ok(self.read_entries().await?)
+        Ok(self.read_entry(&entry.spiffe_id).await?)
     }
 
     async fn put(&self, entry: &Entry) -> Result<(), Unavailable> {
@@ -85,7 +126,7 @@ impl Entries for SqliteLedger {
             .execute(&self.pool)
             .await
             .map_err(away)?;
-        self.read_entries().await
+        self.read_entry(&entry.spiffe_id).await
     }
 
     async fn delete(&self, spiffe_id: &SpiffeId) -> Result<bool, Unavailable> {
@@ -95,7 +136,38 @@ impl Entries for SqliteLedger {
             .execute(&self.pool)
             .await
             .map_err(away)?;
-        self.read_entries().await?;
+        self.read_entry(spiffe_id).await?;
+        Ok(gone.rows_affected() > 0)
+    }
+}
+
+#[async_trait]
+impl Templates for SqliteLedger {
+    fn list(&self) -> Vec<EntryTemplate> {
+        self.held().registry.templates().cloned().collect()
+    }
+
+    fn fitting(&self, found: &BTreeSet<Selector>) -> Vec<EntryTemplate> {
+        self.held().registry.fitting_templates(found).into_iter().cloned().collect()
+    }
+
+    async fn put(&self, template: &EntryTemplate) -> Result<(), Unavailable> {
+        let _changing = self.changing.lock().await;
+        sqlx::query("INSERT INTO entry_template (name, body) VALUES (?, ?) ON CONFLICT (name) DO UPDATE SET body = excluded.body")
+            .bind(template.spiffe_id.as_str())
+            .bind(body(template))
+            .execute(&self.pool)
+            .await
+            .map_err(away)?;
+        self.replace(|held| held.registry.insert_template(template.clone()));
+        Ok(())
+    }
+
+    async fn delete(&self, name: &str) -> Result<bool, Unavailable> {
+        let _changing = self.changing.lock().await;
+        let gone = sqlx::query("DELETE FROM entry_template WHERE name = ?").bind(name).execute(&self.pool).await;
+        let gone = gone.map_err(away)?;
+        self.replace(|held| drop(held.registry.remove_template(name)));
         Ok(gone.rows_affected() > 0)
     }
 }

@@ -1,0 +1,91 @@
+//! The agent's socket: every local process may connect, each is attested by what the kernel says of it.
+
+use std::os::unix::fs::PermissionsExt as _;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::Router;
+use hyper_util::server::graceful::GracefulShutdown;
+use tokio::net::UnixListener;
+use tokio::task::JoinSet;
+use tonic::service::Routes;
+
+use crate::agent::workload_api::WorkloadApi;
+use crate::net::h2_authority::Mended;
+use crate::net::listener::{Drain, Peer, connection};
+use crate::net::process::PeerProcess;
+use crate::net::router::Routed;
+use crate::net::uds::{self, SocketError};
+use crate::net::workload_api::DESCRIPTORS;
+use crate::net::workload_api::spiffe_workload_api_server::{SERVICE_NAME, SpiffeWorkloadApiServer};
+use crate::protocol::hpack;
+
+/// Workloads keep a connection each: a host has this many at most.
+const MAX_CONNECTIONS: usize = 15_000;
+/// How long calls in flight have when the agent ends.
+const GRACE: Duration = Duration::from_secs(5);
+
+/// The Workload API with health and reflection.
+pub async fn routes(api: WorkloadApi) -> Router {
+    let (reporter, health) = tonic_health::server::health_reporter();
+    for service in ["", SERVICE_NAME] {
+        reporter.set_service_status(service, tonic_health::ServingStatus::Serving).await;
+    }
+    let reflection = || {
+        tonic_reflection::server::Builder::configure()
+            .register_encoded_file_descriptor_set(DESCRIPTORS)
+            .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
+    };
+    let mut routes = Routes::new(SpiffeWorkloadApiServer::new(api)).add_service(health);
+    if let (Ok(v1), Ok(v1alpha)) = (reflection().build_v1(), reflection().build_v1alpha()) {
+        routes = routes.add_service(v1).add_service(v1alpha);
+    }
+    routes.into_axum_router()
+}
+
+/// Binds the socket so that any local process may connect.
+pub fn bind(path: &Path) -> Result<UnixListener, SocketError> {
+    let listener = uds::bind(path)?;
+    let open = std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o777));
+    open.map_err(|cause| SocketError::Io { path: path.to_owned(), cause })?;
+    Ok(listener)
+}
+
+/// Serves until the drain begins.
+pub async fn serve(listener: UnixListener, router: Router, mut drain: Drain) {
+    let graceful = GracefulShutdown::new();
+    let service = Routed::new(router, None);
+    let mut connections = JoinSet::new();
+    loop {
+        let accepted = tokio::select! {
+            accepted = listener.accept() => accepted,
+            () = drain.begun() => break,
+            Some(_) = connections.join_next() => continue,
+        };
+        let stream = match accepted {
+            Ok((stream, _)) => stream,
+            Err(error) => {
+                tracing::warn!(%error, "a connection could not be accepted");
+                tokio::time::sleep(Duration::from_millis(20)).await;
+                continue;
+            }
+        };
+        if connections.len() >= MAX_CONNECTIONS {
+            tracing::warn!("too many connections: one is turned away");
+            continue;
+        }
+        let process = match PeerProcess::of(&stream) {
+            Ok(process) => process,
+            Err(error) => {
+                tracing::info!(%error, "a caller had gone before it could be told who it is");
+                continue;
+            }
+        };
+        let peer = Peer { process: Some(Arc::new(process)), ..Peer::new(None, None, None) };
+        let mended = Mended::new(stream, hpack::mend_authority);
+        connections.spawn(connection(mended, true, peer, service.clone(), graceful.watcher()));
+    }
+    drop(listener);
+    let _ = tokio::time::timeout(GRACE, graceful.shutdown()).await;
+}

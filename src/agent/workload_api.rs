@@ -1,0 +1,377 @@
+//! The SPIFFE Workload API: each call attests its caller anew and answers from the agent's memory.
+
+use std::collections::{BTreeSet, HashMap};
+use std::pin::Pin;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use bytes::Bytes;
+use futures_util::Stream;
+use serde_json::Value;
+use tokio::sync::watch;
+use tonic::{Request, Response, Status};
+
+use crate::agent::attest::UnixAttestor;
+use crate::agent::keeper::Keeper;
+use crate::agent::server::ServerError;
+use crate::agent::state::{AgentEntry, HeldSvid, Snapshot, Update};
+use crate::domain::digest::Sha256;
+use crate::domain::selector::Selector;
+use crate::domain::spiffe_id::SpiffeId;
+use crate::domain::time::Timestamp;
+use crate::net::listener::{Drain, Peer};
+use crate::net::workload_api::spiffe_workload_api_server::SpiffeWorkloadApi;
+use crate::net::workload_api::{
+    JwtBundlesRequest, JwtBundlesResponse, Jwtsvid, JwtsvidRequest, JwtsvidResponse, SECURITY_HEADER,
+    ValidateJwtsvidRequest, ValidateJwtsvidResponse, WitBundlesRequest, WitBundlesResponse, WitsvidRequest,
+    WitsvidResponse, X509BundlesRequest, X509BundlesResponse, X509svid, X509svidRequest, X509svidResponse,
+};
+use crate::protocol::bundle::TrustBundle;
+use crate::protocol::jwt_svid;
+
+/// JWT-SVIDs that are remembered until half their life.
+const MAX_JWTS: usize = 10_000;
+/// A stream looks at the time this often: what ends without a change must not be shown on.
+const TICK: Duration = Duration::from_secs(30);
+
+/// Whose JWT-SVID for which audiences.
+type JwtKey = (SpiffeId, Vec<String>);
+type Messages<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
+
+/// The service.
+pub struct WorkloadApi {
+    keeper: Arc<Keeper>,
+    attestor: UnixAttestor,
+    jwts: Mutex<HashMap<JwtKey, (String, Timestamp)>>,
+    drain: Drain,
+}
+
+/// A caller and what it is.
+struct Caller {
+    found: BTreeSet<Selector>,
+}
+
+fn no_identity() -> Status {
+    // These very words: a client of the standard knows them.
+    Status::permission_denied("no identity issued")
+}
+
+impl WorkloadApi {
+    /// A service over the agent's memory.
+    pub fn new(keeper: Arc<Keeper>, drain: Drain) -> Self {
+        Self { keeper, attestor: UnixAttestor::default(), jwts: Mutex::default(), drain }
+    }
+
+    /// The security header (SPIFFE Workload Endpoint section 4), then attestation.
+    fn caller<T>(&self, request: &Request<T>) -> Result<Caller, Status> {
+        let mut values = request.metadata().get_all(SECURITY_HEADER).iter();
+        if values.next().is_none_or(|v| v.as_bytes() != b"true") || values.next().is_some() {
+            return Err(Status::invalid_argument("security header missing from request: workload.spiffe.io: true"));
+        }
+        let process = request.extensions().get::<Arc<Peer>>().and_then(|peer| peer.process.as_ref());
+        let process = process.ok_or_else(|| Status::internal("the caller's process is not known"))?;
+        let found = self.attestor.attest(process).map_err(|error| {
+            tracing::info!(pid = process.pid, %error, "a caller is not attested");
+            Status::permission_denied(error.to_string())
+        })?;
+        Ok(Caller { found })
+    }
+
+    /// The present generation, with at least one identity for the caller.
+    fn present(&self, caller: &Caller) -> Result<Arc<Snapshot>, Status> {
+        let snapshot = self.keeper.watch().borrow().clone();
+        entitled(&snapshot, &caller.found)?;
+        Ok(snapshot)
+    }
+
+    /// The first message at once and one on each change of it, always the full state.
+    fn stream<T>(
+        &self,
+        caller: Caller,
+        answer: impl Fn(&Snapshot, &BTreeSet<Selector>, Timestamp) -> Result<T, Status> + Send + 'static,
+    ) -> Result<Response<Messages<T>>, Status>
+    where
+        T: prost::Message + Send + 'static,
+    {
+        let keeper = self.keeper.clone();
+        let mut present = keeper.watch();
+        let snapshot = present.borrow_and_update().clone();
+        // The first answer decides the call's own status.
+        let first = answer(&snapshot, &caller.found, keeper.now())?;
+        let told = digest(&first);
+        let streaming = Streaming {
+            keeper,
+            caller,
+            answer,
+            present,
+            told,
+            first: Some(first),
+            drain: self.drain.clone(),
+            _open: Open::new(),
+        };
+        let messages = futures_util::stream::unfold(Some(streaming), |streaming| async move {
+            let mut streaming = streaming?;
+            match streaming.next().await {
+                Ok(message) => Some((Ok(message), Some(streaming))),
+                Err(status) => Some((Err(status), None)),
+            }
+        });
+        Ok(Response::new(Box::pin(messages)))
+    }
+
+    async fn jwt(&self, id: &SpiffeId, audiences: &[String]) -> Result<String, Status> {
+        let (now, key) = (self.keeper.now(), (id.clone(), audiences.to_vec()));
+        let jwts = || self.jwts.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some((token, until)) = jwts().get(&key)
+            && now < *until
+        {
+            return Ok(token.clone());
+        }
+        let (token, end) = self.keeper.server().jwt(id, audiences).await.map_err(|error| match error {
+            ServerError::Away(why) => Status::unavailable(why),
+            ServerError::Refused(why) => Status::permission_denied(why),
+        })?;
+        let mut kept = jwts();
+        if kept.len() >= MAX_JWTS {
+            kept.retain(|_, (_, until)| now < *until);
+        }
+        if kept.len() < MAX_JWTS {
+            // Until half its life: whoever gets it has the other half.
+            kept.insert(key, (token.clone(), now.plus(end.since(now) / 2)));
+        }
+        Ok(token)
+    }
+}
+
+/// A stream of messages.
+struct Streaming<T, F> {
+    keeper: Arc<Keeper>,
+    caller: Caller,
+    answer: F,
+    present: watch::Receiver<Arc<Snapshot>>,
+    told: Sha256,
+    first: Option<T>,
+    drain: Drain,
+    _open: Open,
+}
+
+impl<T, F> Streaming<T, F>
+where
+    T: prost::Message,
+    F: Fn(&Snapshot, &BTreeSet<Selector>, Timestamp) -> Result<T, Status>,
+{
+    /// The next message that says something new. A stream never just ends: that some clients never come back from.
+    async fn next(&mut self) -> Result<T, Status> {
+        if let Some(first) = self.first.take() {
+            return Ok(first);
+        }
+        loop {
+            tokio::select! {
+                changed = self.present.changed() => if changed.is_err() {
+                    return Err(Status::unavailable("the agent ends"));
+                },
+                () = tokio::time::sleep(TICK) => {}
+                () = self.drain.begun() => return Err(Status::unavailable("the agent ends")),
+            }
+            let snapshot = self.present.borrow_and_update().clone();
+            let message = (self.answer)(&snapshot, &self.caller.found, self.keeper.now())?;
+            let digest = digest(&message);
+            if digest != self.told {
+                self.told = digest;
+                return Ok(message);
+            }
+        }
+    }
+}
+
+/// Counts an open stream.
+struct Open;
+
+impl Open {
+    fn new() -> Self {
+        metrics::gauge!("popgate_agent_streams").increment(1);
+        Self
+    }
+}
+
+impl Drop for Open {
+    fn drop(&mut self) {
+        metrics::gauge!("popgate_agent_streams").decrement(1);
+    }
+}
+
+fn digest(message: &impl prost::Message) -> Sha256 {
+    Sha256::of(&message.encode_to_vec())
+}
+
+/// The server's last word, if an entry of it fits the caller.
+fn entitled<'a>(snapshot: &'a Snapshot, found: &BTreeSet<Selector>) -> Result<&'a Update, Status> {
+    let update =
+        snapshot.update.as_ref().ok_or_else(|| Status::unavailable("the agent has not heard from its server yet"))?;
+    if snapshot.matching(found).is_empty() { Err(no_identity()) } else { Ok(update) }
+}
+
+fn x509_svids(snapshot: &Snapshot, found: &BTreeSet<Selector>, now: Timestamp) -> Result<X509svidResponse, Status> {
+    let update = entitled(snapshot, found)?;
+    let identities = snapshot.identities(found, now);
+    if identities.is_empty() {
+        // It is entitled, and its certificate is on its way.
+        return Err(Status::unavailable("no valid certificate is at hand yet"));
+    }
+    let bundle = Bytes::from(update.bundle.concatenated());
+    let hints = unique_hints(&identities);
+    let shown = |((entry, held), hint): (&(&AgentEntry, &Arc<HeldSvid>), String)| X509svid {
+        spiffe_id: entry.spiffe_id.to_string(),
+        x509_svid: held.chain.clone(),
+        x509_svid_key: Bytes::copy_from_slice(held.key.pkcs8()),
+        bundle: bundle.clone(),
+        hint,
+    };
+    Ok(X509svidResponse {
+        svids: identities.iter().zip(hints).map(shown).collect(),
+        crl: update.crl.clone(),
+        federated_bundles: federated(update).collect(),
+    })
+}
+
+/// A hint stands once in an answer (Workload API section 5.2.1): later entries with the same one lose it.
+fn unique_hints(identities: &[(&AgentEntry, &Arc<HeldSvid>)]) -> Vec<String> {
+    let mut seen = BTreeSet::new();
+    let hint = |e: &AgentEntry| e.hint.clone().filter(|h| seen.insert(h.clone())).unwrap_or_default();
+    identities.iter().map(|(e, _)| *e).map(hint).collect()
+}
+
+/// Foreign bundles with a certificate: an empty one breaks some clients.
+fn federated(update: &Update) -> impl Iterator<Item = (String, Bytes)> {
+    let shown = |(domain, bundle): (&crate::domain::spiffe_id::TrustDomain, &TrustBundle)| {
+        (!bundle.roots.is_empty()).then(|| (domain.id(), Bytes::from(bundle.concatenated())))
+    };
+    update.federated.iter().filter_map(shown)
+}
+
+fn x509_bundles(snapshot: &Snapshot, found: &BTreeSet<Selector>, _: Timestamp) -> Result<X509BundlesResponse, Status> {
+    let update = entitled(snapshot, found)?;
+    let own = (update.bundle.trust_domain.id(), Bytes::from(update.bundle.concatenated()));
+    Ok(X509BundlesResponse {
+        crl: update.crl.clone(),
+        bundles: std::iter::once(own).chain(federated(update)).collect(),
+    })
+}
+
+fn jwt_bundles(snapshot: &Snapshot, found: &BTreeSet<Selector>, _: Timestamp) -> Result<JwtBundlesResponse, Status> {
+    let update = entitled(snapshot, found)?;
+    let shown = |b: &TrustBundle| (b.trust_domain.id(), Bytes::from(b.jwt_jwks().to_string()));
+    let all = std::iter::once(&update.bundle).chain(update.federated.values());
+    Ok(JwtBundlesResponse { bundles: all.map(shown).collect() })
+}
+
+#[tonic::async_trait]
+impl SpiffeWorkloadApi for WorkloadApi {
+    type FetchX509SVIDStream = Messages<X509svidResponse>;
+    type FetchX509BundlesStream = Messages<X509BundlesResponse>;
+    type FetchJWTBundlesStream = Messages<JwtBundlesResponse>;
+    type FetchWITSVIDStream = Messages<WitsvidResponse>;
+    type FetchWITBundlesStream = Messages<WitBundlesResponse>;
+
+    async fn fetch_x509svid(
+        &self,
+        request: Request<X509svidRequest>,
+    ) -> Result<Response<Self::FetchX509SVIDStream>, Status> {
+        self.stream(self.caller(&request)?, x509_svids)
+    }
+
+    async fn fetch_x509_bundles(
+        &self,
+        request: Request<X509BundlesRequest>,
+    ) -> Result<Response<Self::FetchX509BundlesStream>, Status> {
+        self.stream(self.caller(&request)?, x509_bundles)
+    }
+
+    async fn fetch_jwtsvid(&self, request: Request<JwtsvidRequest>) -> Result<Response<JwtsvidResponse>, Status> {
+        let caller = self.caller(&request)?;
+        let JwtsvidRequest { audience, spiffe_id } = request.into_inner();
+        if audience.is_empty() || audience.iter().any(String::is_empty) {
+            return Err(Status::invalid_argument("audience must be specified"));
+        }
+        let wanted = (!spiffe_id.is_empty()).then(|| spiffe_id.parse::<SpiffeId>());
+        let wanted = wanted.transpose().map_err(|e| Status::invalid_argument(format!("spiffe_id: {e}")))?;
+        let snapshot = self.present(&caller)?;
+        let mut entries = snapshot.matching(&caller.found);
+        entries.retain(|e| wanted.as_ref().is_none_or(|id| e.spiffe_id == *id));
+        if entries.is_empty() {
+            return Err(no_identity());
+        }
+        let (mut svids, mut seen) = (Vec::new(), BTreeSet::new());
+        for entry in entries {
+            let svid = self.jwt(&entry.spiffe_id, &audience).await?;
+            let hint = entry.hint.clone().filter(|h| seen.insert(h.clone())).unwrap_or_default();
+            svids.push(Jwtsvid { spiffe_id: entry.spiffe_id.to_string(), svid, hint });
+        }
+        Ok(Response::new(JwtsvidResponse { svids }))
+    }
+
+    async fn fetch_jwt_bundles(
+        &self,
+        request: Request<JwtBundlesRequest>,
+    ) -> Result<Response<Self::FetchJWTBundlesStream>, Status> {
+        self.stream(self.caller(&request)?, jwt_bundles)
+    }
+
+    async fn validate_jwtsvid(
+        &self,
+        request: Request<ValidateJwtsvidRequest>,
+    ) -> Result<Response<ValidateJwtsvidResponse>, Status> {
+        let caller = self.caller(&request)?;
+        let ValidateJwtsvidRequest { audience, svid } = request.into_inner();
+        if audience.is_empty() || svid.is_empty() {
+            return Err(Status::invalid_argument("audience and svid must be specified"));
+        }
+        let snapshot = self.present(&caller)?;
+        let update = entitled(&snapshot, &caller.found)?;
+        let bundle_of = |id: &SpiffeId| {
+            let domain = id.trust_domain();
+            if domain == update.bundle.trust_domain { Some(&update.bundle) } else { update.federated.get(&domain) }
+        };
+        let verified = jwt_svid::verify(&svid, &audience, bundle_of, self.keeper.now());
+        let verified = verified.map_err(|error| Status::invalid_argument(error.to_string()))?;
+        let claims = verified.claims.into_iter().map(|(name, value)| (name, claim(value))).collect();
+        Ok(Response::new(ValidateJwtsvidResponse {
+            spiffe_id: verified.spiffe_id.to_string(),
+            claims: Some(prost_types::Struct { fields: claims }),
+        }))
+    }
+
+    async fn fetch_witsvid(&self, _: Request<WitsvidRequest>) -> Result<Response<Self::FetchWITSVIDStream>, Status> {
+        Err(wit())
+    }
+
+    async fn fetch_wit_bundles(
+        &self,
+        _: Request<WitBundlesRequest>,
+    ) -> Result<Response<Self::FetchWITBundlesStream>, Status> {
+        Err(wit())
+    }
+}
+
+fn wit() -> Status {
+    Status::unimplemented("the WIT-SVID profile is not stable yet and not served here")
+}
+
+/// A claim as a protobuf value.
+fn claim(value: Value) -> prost_types::Value {
+    use prost_types::value::Kind;
+    let kind = match value {
+        Value::Null => Kind::NullValue(0),
+        Value::Bool(b) => Kind::BoolValue(b),
+        Value::Number(n) => Kind::NumberValue(n.as_f64().unwrap_or_default()),
+        Value::String(text) => Kind::StringValue(text),
+        Value::Array(items) => {
+            Kind::ListValue(prost_types::ListValue { values: items.into_iter().map(claim).collect() })
+        }
+        Value::Object(members) => {
+            let fields = members.into_iter().map(|(name, value)| (name, claim(value))).collect();
+            Kind::StructValue(prost_types::Struct { fields })
+        }
+    };
+    prost_types::Value { kind: Some(kind) }
+}

@@ -1,0 +1,133 @@
+//! An identity that stays fresh: renewed at the server, or followed at an agent.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures_util::StreamExt as _;
+use tokio::sync::watch;
+use tokio::task::JoinHandle;
+
+use crate::client::ClientError;
+use crate::client::enrol;
+use crate::client::identity::Identity;
+use crate::client::session::Session;
+use crate::client::workload::WorkloadApi;
+use crate::domain::spiffe_id::SpiffeId;
+use crate::domain::time::{Clock as _, Timestamp};
+use crate::net::keys::P256Key;
+use crate::store::clock::SystemClock;
+
+/// How soon what failed is tried again, and how late at most.
+const PAUSES: (Duration, Duration) = (Duration::from_millis(200), Duration::from_secs(15));
+
+/// The present identity, kept fresh by a task of its own until the source is dropped.
+pub struct SvidSource {
+    present: watch::Receiver<Arc<Identity>>,
+    task: JoinHandle<()>,
+}
+
+impl Drop for SvidSource {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
+}
+
+impl SvidSource {
+    /// Renews `first` at its server.
+    pub fn renewing(first: Identity) -> Self {
+        let (sender, present) = watch::channel(Arc::new(first));
+        Self { present, task: tokio::spawn(renew(sender)) }
+    }
+
+    /// Follows an agent.
+    pub async fn following(agent: WorkloadApi, wanted: Option<SpiffeId>) -> Result<Self, ClientError> {
+        let first = agent.identity(wanted.clone()).await?;
+        let (sender, present) = watch::channel(Arc::new(first));
+        Ok(Self { present, task: tokio::spawn(follow(agent, wanted, sender)) })
+    }
+
+    /// The identity of now.
+    pub fn identity(&self) -> Arc<Identity> {
+        self.present.borrow().clone()
+    }
+
+    /// Each next identity as it comes.
+    pub fn watch(&self) -> watch::Receiver<Arc<Identity>> {
+        self.present.clone()
+    }
+}
+
+async fn renew(present: watch::Sender<Arc<Identity>>) {
+    let mut pause = PAUSES.0;
+    // Kept while the answer is not there: the same key again gets the same answer, so a lost one costs nothing.
+    let mut key = P256Key::generate().pkcs8().to_vec();
+    loop {
+        let identity = present.borrow().clone();
+        tokio::time::sleep(identity.renew_after.since(SystemClock.now())).await;
+        let Ok(next_key) = P256Key::from_pkcs8(&key) else { return };
+        match enrol::renew_with(&identity, next_key).await {
+            Ok(fresh) => {
+                pause = PAUSES.0;
+                key = P256Key::generate().pkcs8().to_vec();
+                if present.send(Arc::new(fresh)).is_err() {
+                    return;
+                }
+            }
+            Err(error) => {
+                tracing::warn!(%error, not_after = %identity.svid.not_after, "the certificate is not renewed yet");
+                tokio::time::sleep(pause).await;
+                pause = (pause * 2).min(PAUSES.1);
+            }
+        }
+    }
+}
+
+async fn follow(agent: WorkloadApi, wanted: Option<SpiffeId>, present: watch::Sender<Arc<Identity>>) {
+    let mut pause = PAUSES.0;
+    loop {
+        match agent.identities(wanted.clone()).await {
+            Ok(mut identities) => {
+                while let Some(Ok(identity)) = identities.next().await {
+                    pause = PAUSES.0;
+                    let same = present.borrow().svid.serial == identity.svid.serial;
+                    if !same && present.send(Arc::new(identity)).is_err() {
+                        return;
+                    }
+                }
+            }
+            Err(error) => tracing::warn!(%error, "the agent does not answer; the present certificate serves on"),
+        }
+        tokio::time::sleep(pause).await;
+        pause = (pause * 2).min(PAUSES.1);
+    }
+}
+
+/// Calls over rotations: each session keeps certificate, key, token and connections of one generation, so that a call ends
+/// with what it began with.
+pub struct Sessions {
+    source: SvidSource,
+    present: std::sync::Mutex<Arc<Session>>,
+}
+
+impl Sessions {
+    /// Sessions over a source.
+    pub fn new(source: SvidSource) -> Result<Self, ClientError> {
+        let first = Arc::new(Session::new(source.identity())?);
+        Ok(Self { source, present: std::sync::Mutex::new(first) })
+    }
+
+    /// The session for a call that begins now.
+    pub fn session(&self) -> Result<Arc<Session>, ClientError> {
+        let identity = self.source.identity();
+        let mut present = self.present.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        if present.identity().svid.serial != identity.svid.serial {
+            *present = Arc::new(Session::new(identity)?);
+        }
+        Ok(present.clone())
+    }
+
+    /// The end of the present certificate.
+    pub fn not_after(&self) -> Timestamp {
+        self.source.identity().svid.not_after
+    }
+}
