@@ -59,10 +59,16 @@ impl HttpClient {
 }
 
 fn failure(url: &str, error: &hyper_util::client::legacy::Error) -> ClientError {
-    let url = url.to_owned();
+    let (url, cause) = (url.to_owned(), innermost(error));
     match tls_error(error) {
         Some(error) => ClientError::Handshake { url, cause: explain(error) },
-        None => ClientError::Unreachable { url, cause: innermost(error) },
+        // HTTP/2 keeps the text of an alert and forgets its type. A server judges our certificate after its own part of the
+        // handshake is over, so that this comes with the first request.
+        None if cause.contains("fatal alert") => {
+            let why = "is this identity of its trust domain, in date, and from an authority that is still trusted?";
+            ClientError::Handshake { url, cause: format!("the server ended the handshake ({cause}); {why}") }
+        }
+        None => ClientError::Unreachable { url, cause },
     }
 }
 

@@ -106,6 +106,11 @@ impl Identity {
         &self.signer
     }
 
+    /// The private key, for a TLS stack of the workload's own.
+    pub fn private_key(&self) -> rustls::pki_types::PrivateKeyDer<'static> {
+        self.key.tls()
+    }
+
     /// The key's thumbprint.
     pub const fn jkt(&self) -> Jkt {
         self.signer.public().jkt()

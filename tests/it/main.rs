@@ -2,12 +2,15 @@
 
 #![allow(clippy::pedantic, clippy::type_complexity, reason = "tests are tables and stories, read top to bottom")]
 
+mod agent;
 mod approvals;
 mod bodies;
 mod demo;
 mod enrolment;
 mod evidence;
 mod gateway;
+mod host;
+mod interop;
 mod operator;
 mod proofs;
 mod replay;

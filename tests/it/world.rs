@@ -224,6 +224,13 @@ impl Service {
 
     /// Starts with further configuration and further keys of `[identity]`.
     pub async fn start_configured(extra: &str, identity: &str) -> Self {
+        let service = Self::start_domain("example.org", extra, identity, &[]).await;
+        service.admin(Method::POST, "/v1/import", Some(registrations())).await.expect("imports");
+        service
+    }
+
+    /// Starts a trust domain with nobody in it, and files beside its configuration.
+    pub async fn start_domain(domain: &str, extra: &str, identity: &str, files: &[(&str, &str)]) -> Self {
         let dir = tempfile::Builder::new().prefix("pgt-").tempdir().expect("tempdir");
         let upstream = Upstream::start().await;
         let base = dir.path().to_owned();
@@ -234,29 +241,17 @@ impl Service {
             })
             .concat();
         let config = format!(
-            "data_dir = \"data\"\ninclude = [\"routes.toml\"]\n{listen}[policy]\nfiles = [\"p.cedar\"]\n[mask.pii]\ndetectors = [\"email\", \"card\", \"secret\"]\n{extra}"
+            "trust_domain = \"{domain}\"\ndata_dir = \"data\"\ninclude = [\"routes.toml\"]\n{listen}[policy]\nfiles = [\"p.cedar\"]\n[mask.pii]\ndetectors = [\"email\", \"card\", \"secret\"]\n{extra}"
         );
+        for (name, text) in files {
+            std::fs::write(base.join(name), text).expect("writes");
+        }
         std::fs::write(base.join("popgate.toml"), config).expect("writes");
         std::fs::write(base.join("routes.toml"), routes(&upstream.address)).expect("writes");
         std::fs::write(base.join("p.cedar"), POLICIES).expect("writes");
         std::fs::write(base.join("engine-key"), format!("{ENGINE_KEY}\n")).expect("writes");
         let (child, addresses) = spawn(&base);
-        let service = Self { data: base.join("data"), addresses, upstream, child, _dir: Some(dir) };
-        let entries = json!({
-            "entry": [
-                {"spiffe_id": SOLVER, "owner": BOB, "groups": ["solvers"], "operations": ["tot.*", "raw.*", "cert.*", "off.*", "dead.*"]},
-                {"spiffe_id": "spiffe://example.org/ai/other", "owner": "https://idp.example.org#carol", "groups": ["solvers"], "operations": ["tot.*", "raw.*"]},
-                {"spiffe_id": "spiffe://example.org/ci/narrow", "owner": BOB, "groups": [], "operations": ["tot.read"]},
-            ],
-            "person": [
-                {"id": ALICE, "name": "alice", "groups": ["security"], "roles": ["approver"]},
-                {"id": BOB, "name": "bob", "groups": ["security"], "roles": ["approver"]},
-                {"id": "https://idp.example.org#root", "name": "root", "groups": [], "roles": ["admin"]},
-                {"id": "https://idp.example.org#eve", "name": "eve", "groups": ["sales"], "roles": ["approver"]},
-            ],
-        });
-        service.admin(Method::POST, "/v1/import", Some(entries)).await.expect("imports");
-        service
+        Self { data: base.join("data"), addresses, upstream, child, _dir: Some(dir) }
     }
 
     pub fn base(&self) -> &Path {
@@ -348,6 +343,23 @@ impl Service {
         self.admin(Method::POST, "/v1/evidence/publish", None).await.expect("publishes");
         run(&["audit", "verify", self.data.to_str().expect("UTF-8"), "--json"])
     }
+}
+
+/// Who is registered where the tests begin.
+fn registrations() -> Value {
+    json!({
+        "entry": [
+            {"spiffe_id": SOLVER, "owner": BOB, "groups": ["solvers"], "operations": ["tot.*", "raw.*", "cert.*", "off.*", "dead.*"]},
+            {"spiffe_id": "spiffe://example.org/ai/other", "owner": "https://idp.example.org#carol", "groups": ["solvers"], "operations": ["tot.*", "raw.*"]},
+            {"spiffe_id": "spiffe://example.org/ci/narrow", "owner": BOB, "groups": [], "operations": ["tot.read"]},
+        ],
+        "person": [
+            {"id": ALICE, "name": "alice", "groups": ["security"], "roles": ["approver"]},
+            {"id": BOB, "name": "bob", "groups": ["security"], "roles": ["approver"]},
+            {"id": "https://idp.example.org#root", "name": "root", "groups": [], "roles": ["admin"]},
+            {"id": "https://idp.example.org#eve", "name": "eve", "groups": ["sales"], "roles": ["approver"]},
+        ],
+    })
 }
 
 fn spawn(base: &Path) -> (Child, HashMap<String, String>) {
