@@ -11,7 +11,7 @@ fn generate() -> Result<(), Box<dyn std::error::Error>> {
     let out = std::path::PathBuf::from(std::env::var("OUT_DIR")?);
     let descriptors = prost::Message::encode_to_vec(&files);
     std::fs::write(out.join("spiffe_workload.bin"), descriptors)?;
-    tonic_prost_build::configure().build_transport(false).bytes(".").compile_fds(files)?;
+    tonic_prost_build::configure().build_transport(false).bytes(".").btree_map(".").compile_fds(files)?;
     Ok(())
 }
 

@@ -40,7 +40,7 @@ use crate::token::mint::Resource;
 /// Why the service does not start. Each text says what happened and what to do next.
 #[derive(Debug, thiserror::Error)]
 pub enum StartError {
-    #[error("{} is in use by the service with pid {pid}; stop that one, or give this one another data_dir", dir.display())]
+    #[error("{} is in use by the service or agent with pid {pid}; stop that one, or give this one another data_dir", dir.display())]
     DataDirBusy { dir: PathBuf, pid: String },
     #[error("cannot use data_dir {}: {cause}; it must be writable by this user", dir.display())]
     DataDir { dir: PathBuf, cause: std::io::Error },

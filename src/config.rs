@@ -193,6 +193,7 @@ impl Config {
     fn check(&self) -> Result<(), ConfigError> {
         self.relations()?;
         self.identity.check().map_err(ConfigError::Value)?;
+        self.trust.check().map_err(ConfigError::Value)?;
         let endpoint = &self.bundle_endpoint;
         if endpoint.listen.is_some() && (endpoint.certificate_file.is_none() || endpoint.key_file.is_none()) {
             return Err(ConfigError::Value(

@@ -7,8 +7,9 @@ use bytes::Bytes;
 use futures_util::StreamExt as _;
 use tokio::sync::watch;
 
-use crate::agent::server::{Order, Server, ServerError};
+use crate::agent::server::{Heard, Issued, Order, Server, ServerError};
 use crate::agent::state::{AgentEntry, HeldSvid, Snapshot, Update};
+use crate::domain::spiffe_id::SpiffeId;
 use crate::domain::time::{Clock, Timestamp};
 use crate::net::keys::P256Key;
 use crate::net::listener::Drain;
@@ -20,6 +21,8 @@ const BATCH: usize = 256;
 const PAUSES: (Duration, Duration) = (Duration::from_millis(250), Duration::from_secs(15));
 /// A stream that says nothing for this long is dead: the server speaks every ten seconds.
 const SILENCE: Duration = Duration::from_secs(30);
+/// How long to wait at most before looking at the clock again.
+const LOOK: Duration = Duration::from_secs(30);
 /// What is due sooner than this is replaced along with what is due now.
 const GATHER: Duration = Duration::from_millis(500);
 
@@ -96,30 +99,36 @@ impl Keeper {
     async fn hear(&self) -> String {
         let mut updates = match self.server.updates().await {
             Ok(updates) => updates,
-            Err(error) => return error.to_string(),
+            Err(error) => {
+                if let ServerError::Refused { .. } = error {
+                    // It is not away: it says that this node may have nothing.
+                    self.publish(Snapshot::refused);
+                }
+                return error.to_string();
+            }
         };
         loop {
             match tokio::time::timeout(SILENCE, updates.next()).await {
                 Err(_) => return "it has been silent for 30 s".into(),
                 Ok(None) => return "it ended the stream".into(),
                 Ok(Some(Err(error))) => return error.to_string(),
-                Ok(Some(Ok(update))) => {
+                Ok(Some(Ok(heard))) => {
                     if !self.is_connected() {
                         tracing::info!("the server is here");
                         self.set_connected(true);
                     }
-                    self.take(update).await;
+                    if let Heard::Update(update) = heard {
+                        self.take(*update);
+                    }
                 }
             }
         }
     }
 
-    async fn take(&self, update: Update) {
-        let update = Arc::new(update);
+    /// What is taken away goes at once; for what is new, the other task gets a certificate.
+    fn take(&self, update: Update) {
         tracing::info!(entries = update.entries.len(), bundle = update.bundle.sequence, "updated by the server");
-        // What is taken away goes at once; what is new comes with its certificate.
-        self.publish(|old| Snapshot::new(update, old.svids.clone()));
-        self.replace_due().await;
+        self.publish(|old| Snapshot::new(Arc::new(update), old.svids.clone()));
     }
 
     fn publish(&self, next: impl FnOnce(&Snapshot) -> Snapshot) {
@@ -127,23 +136,32 @@ impl Keeper {
         metrics::gauge!("popgate_agent_svids").set(count(self.present.borrow().svids.len()));
     }
 
+    /// Has each certificate replaced when it is due, and what failed tried again.
     async fn renew(&self) {
         let (mut present, mut pause) = (self.watch(), PAUSES.0);
         loop {
+            let snapshot = present.borrow_and_update().clone();
             let now = self.now();
-            let due = present.borrow_and_update().next_due().map(|at| at.since(now));
-            tokio::select! {
-                () = tokio::time::sleep(due.unwrap_or(PAUSES.1).max(pause)) => {}
-                _ = present.changed() => continue,
+            let due = snapshot.due(now.plus(GATHER));
+            if !due.is_empty() {
+                if self.replace_all(&due).await {
+                    pause = PAUSES.0;
+                    continue;
+                }
+                tokio::time::sleep(pause).await;
+                pause = (pause * 2).min(PAUSES.1);
+                continue;
             }
-            pause = if self.replace_due().await { PAUSES.0 } else { (pause * 2).min(PAUSES.1) };
+            // No longer than this at a time: clocks step, and machines sleep.
+            let wait = snapshot.next_due().map_or(LOOK, |at| at.since(now)).min(LOOK);
+            tokio::select! {
+                () = tokio::time::sleep(wait) => {}
+                changed = present.changed() => if changed.is_err() { return },
+            }
         }
     }
 
-    /// Has every certificate replaced that is due; whether all of them were.
-    async fn replace_due(&self) -> bool {
-        let snapshot = self.present.borrow().clone();
-        let due = snapshot.due(self.now().plus(GATHER));
+    async fn replace_all(&self, due: &[AgentEntry]) -> bool {
         let mut all = true;
         for batch in due.chunks(BATCH) {
             all &= self.replace(batch).await;
@@ -167,7 +185,7 @@ impl Keeper {
         };
         let (mut fresh, mut all) = (Vec::new(), true);
         for ((entry, key), result) in entries.iter().zip(keys).zip(issued) {
-            match result.and_then(|issued| held(entry, key, issued)) {
+            match result.and_then(|issued| held(entry, key, issued, self.now())) {
                 Ok(held) => fresh.push((entry.spiffe_id.clone(), Arc::new(held))),
                 Err(error) => {
                     all = false;
@@ -177,19 +195,21 @@ impl Keeper {
         }
         if !fresh.is_empty() {
             self.publish(|old| {
+                let Some(update) = &old.update else { return Snapshot::default() };
                 let mut svids = old.svids.clone();
-                svids.extend(fresh);
-                match &old.update {
-                    Some(update) => Snapshot::new(update.clone(), svids),
-                    None => Snapshot::default(),
-                }
+                // The entry may have changed meanwhile: then this is not what it wants.
+                let wanted = |id: &SpiffeId, held: &HeldSvid| {
+                    update.entries.iter().any(|e| e.spiffe_id == *id && e.version == held.version)
+                };
+                svids.extend(fresh.into_iter().filter(|(id, held)| wanted(id, held)));
+                Snapshot::new(update.clone(), svids)
             });
         }
         all
     }
 }
 
-fn held(entry: &AgentEntry, key: Arc<P256Key>, issued: crate::agent::server::Issued) -> Result<HeldSvid, ServerError> {
+fn held(entry: &AgentEntry, key: Arc<P256Key>, issued: Issued, now: Timestamp) -> Result<HeldSvid, ServerError> {
     let bad = |what: &str| ServerError::Away(format!("the server's answer {what}"));
     let leaf = issued.chain.first().ok_or_else(|| bad("has no certificate"))?;
     let svid = X509Svid::parse(leaf).map_err(|e| bad(&format!("is no SVID: {e}")))?;
@@ -197,12 +217,14 @@ fn held(entry: &AgentEntry, key: Arc<P256Key>, issued: crate::agent::server::Iss
         return Err(bad("is for another identity or key"));
     }
     let issuer = issued.chain.get(1).and_then(|der| spki_sha256(der)).map(|d| d.to_string()).unwrap_or_default();
+    // Whatever the two clocks say: not at once again.
+    let renew_after = issued.renew_after.max(now.plus(svid.not_after.since(now) / 10));
     Ok(HeldSvid {
         svid,
         chain: Bytes::from(issued.chain.concat()),
         key,
         issuer,
-        renew_after: issued.renew_after,
+        renew_after,
         version: entry.version.clone(),
     })
 }

@@ -1,6 +1,7 @@
 //! The agent's socket: every local process may connect, each is attested by what the kernel says of it.
 
-use std::os::unix::fs::PermissionsExt as _;
+use std::collections::HashMap;
+use std::os::unix::fs::{FileTypeExt as _, PermissionsExt as _};
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
@@ -23,6 +24,8 @@ use crate::protocol::hpack;
 
 /// Workloads keep a connection each: a host has this many at most.
 const MAX_CONNECTIONS: usize = 15_000;
+/// Of these, one user has this many at most.
+const MAX_OF_ONE_USER: usize = MAX_CONNECTIONS / 10;
 /// How long calls in flight have when the agent ends.
 const GRACE: Duration = Duration::from_secs(5);
 
@@ -44,8 +47,22 @@ pub async fn routes(api: WorkloadApi) -> Router {
     routes.into_axum_router()
 }
 
-/// Binds the socket so that any local process may connect.
+/// Binds the socket so that any local process may connect. One that somebody listens on is left alone, and so is what is
+/// no socket.
 pub fn bind(path: &Path) -> Result<UnixListener, SocketError> {
+    if let Ok(about) = std::fs::symlink_metadata(path) {
+        let why = if !about.file_type().is_socket() {
+            Some("it is there and no socket: name another path")
+        } else if std::os::unix::net::UnixStream::connect(path).is_ok() {
+            Some("another process listens on it: stop that one, or name another path")
+        } else {
+            None
+        };
+        if let Some(why) = why {
+            let cause = std::io::Error::new(std::io::ErrorKind::AddrInUse, why);
+            return Err(SocketError::Io { path: path.to_owned(), cause });
+        }
+    }
     let listener = uds::bind(path)?;
     let open = std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o777));
     open.map_err(|cause| SocketError::Io { path: path.to_owned(), cause })?;
@@ -57,11 +74,18 @@ pub async fn serve(listener: UnixListener, router: Router, mut drain: Drain) {
     let graceful = GracefulShutdown::new();
     let service = Routed::new(router, None);
     let mut connections = JoinSet::new();
+    let mut of_user: HashMap<u32, usize> = HashMap::new();
     loop {
         let accepted = tokio::select! {
             accepted = listener.accept() => accepted,
             () = drain.begun() => break,
-            Some(_) = connections.join_next() => continue,
+            Some(ended) = connections.join_next() => {
+                if let Ok(uid) = ended {
+                    of_user.entry(uid).and_modify(|n| *n = n.saturating_sub(1));
+                    of_user.retain(|_, n| *n > 0);
+                }
+                continue;
+            }
         };
         let stream = match accepted {
             Ok((stream, _)) => stream,
@@ -82,9 +106,20 @@ pub async fn serve(listener: UnixListener, router: Router, mut drain: Drain) {
                 continue;
             }
         };
+        let uid = process.uid;
+        let places = of_user.entry(uid).or_default();
+        if *places >= MAX_OF_ONE_USER {
+            tracing::warn!(uid, "this user has too many connections: one is turned away");
+            continue;
+        }
+        *places += 1;
         let peer = Peer { process: Some(Arc::new(process)), ..Peer::new(None, None, None) };
         let mended = Mended::new(stream, hpack::mend_authority);
-        connections.spawn(connection(mended, true, peer, service.clone(), graceful.watcher()));
+        let served = connection(mended, true, peer, service.clone(), graceful.watcher());
+        connections.spawn(async move {
+            served.await;
+            uid
+        });
     }
     drop(listener);
     let _ = tokio::time::timeout(GRACE, graceful.shutdown()).await;

@@ -14,8 +14,21 @@ pub enum ServerError {
     #[error("{0}")]
     Away(String),
     /// It refuses: asking again does not help.
-    #[error("{0}")]
-    Refused(String),
+    #[error("{why}")]
+    Refused {
+        /// HTTP status.
+        status: u16,
+        /// Its words.
+        why: String,
+    },
+}
+
+/// What is heard of the server.
+pub enum Heard {
+    /// It lives.
+    Alive,
+    /// It told a new state.
+    Update(Box<Update>),
 }
 
 /// A certificate that is wanted.
@@ -40,7 +53,7 @@ pub struct Issued {
 #[async_trait]
 pub trait Server: Send + Sync {
     /// The agent's state, now and on each change; ends when the connection does.
-    async fn updates(&self) -> Result<BoxStream<'static, Result<Update, ServerError>>, ServerError>;
+    async fn updates(&self) -> Result<BoxStream<'static, Result<Heard, ServerError>>, ServerError>;
     /// Certificates, each order for itself.
     async fn issue(&self, orders: &[Order]) -> Result<Vec<Result<Issued, ServerError>>, ServerError>;
     /// A JWT-SVID and its end.

@@ -1,6 +1,6 @@
 //! What the agent knows: its entries, their certificates, the bundles. Each generation is whole and never changes.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::sync::Arc;
 
 use base64::Engine as _;
@@ -14,7 +14,7 @@ use crate::domain::spiffe_id::{SpiffeId, TrustDomain};
 use crate::domain::time::Timestamp;
 use crate::net::keys::P256Key;
 use crate::protocol::bundle::TrustBundle;
-use crate::protocol::svid::X509Svid;
+use crate::protocol::svid::{self, X509Svid};
 
 /// One entry of this agent's node.
 #[derive(Clone, Debug, Deserialize, Eq, PartialEq)]
@@ -42,6 +42,8 @@ pub struct Update {
     pub tainted: Vec<String>,
     /// Revocation lists, DER.
     pub crl: Vec<Bytes>,
+    /// The serials in them, hex.
+    pub revoked: HashSet<String>,
 }
 
 #[derive(Deserialize)]
@@ -75,12 +77,14 @@ impl Update {
             }
         }
         let crl = wire.crl.iter().map(|text| BASE64_STANDARD.decode(text).map(Bytes::from).map_err(|e| e.to_string()));
+        let crl = crl.collect::<Result<Vec<_>, _>>()?;
         Ok(Some(Self {
             entries: wire.entries,
             bundle: read(trust_domain.clone(), &wire.bundle)?,
             federated,
             tainted: wire.tainted,
-            crl: crl.collect::<Result<_, _>>()?,
+            revoked: crl.iter().flat_map(|list| svid::revoked_serials(list)).collect(),
+            crl,
         }))
     }
 }
@@ -122,6 +126,18 @@ impl Snapshot {
         Self { update: Some(update), index, svids }
     }
 
+    /// The same domain with nobody in it: the server refuses this agent.
+    pub fn refused(&self) -> Self {
+        let Some(update) = &self.update else { return Self::default() };
+        Self::new(Arc::new(Update { entries: Vec::new(), ..Update::clone(update) }), HashMap::new())
+    }
+
+    /// Whether an entry asks for the digest of an executable.
+    pub fn wants_digest(&self) -> bool {
+        let entries = self.update.iter().flat_map(|u| &u.entries);
+        entries.flat_map(|e| &e.selectors).any(|s| s.as_str().starts_with("unix:sha256:"))
+    }
+
     /// The entries that fit a workload, by SPIFFE ID: the first is the default identity, so the order is stable.
     pub fn matching(&self, found: &BTreeSet<Selector>) -> Vec<&AgentEntry> {
         let Some(update) = &self.update else { return Vec::new() };
@@ -132,7 +148,9 @@ impl Snapshot {
 
     /// The matching entries with the certificates that may be handed out at `now`.
     pub fn identities(&self, found: &BTreeSet<Selector>, now: Timestamp) -> Vec<(&AgentEntry, &Arc<HeldSvid>)> {
-        let held = |e| Some((e, self.svids.get(&AgentEntry::id(e))?));
+        let revoked = |serial: &String| self.update.as_ref().is_some_and(|u| u.revoked.contains(serial));
+        let held = |e: &'_ AgentEntry| self.svids.get(&e.spiffe_id).filter(|s| !revoked(&s.svid.serial));
+        let held = |e| Some((e, held(e)?));
         self.matching(found).into_iter().filter_map(held).filter(|(_, s)| now < s.svid.not_after).collect()
     }
 
@@ -141,7 +159,8 @@ impl Snapshot {
         let Some(update) = &self.update else { return Vec::new() };
         let due = |entry: &&AgentEntry| {
             self.svids.get(&entry.spiffe_id).is_none_or(|held| {
-                now >= held.renew_after || held.version != entry.version || update.tainted.contains(&held.issuer)
+                let ended = now >= held.renew_after || update.revoked.contains(&held.svid.serial);
+                ended || held.version != entry.version || update.tainted.contains(&held.issuer)
             })
         };
         update.entries.iter().filter(due).cloned().collect()
@@ -150,11 +169,5 @@ impl Snapshot {
     /// When the next certificate comes due.
     pub fn next_due(&self) -> Option<Timestamp> {
         self.svids.values().map(|held| held.renew_after).min()
-    }
-}
-
-impl AgentEntry {
-    fn id(&self) -> SpiffeId {
-        self.spiffe_id.clone()
     }
 }

@@ -8,7 +8,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use futures_util::Stream;
 use serde_json::Value;
-use tokio::sync::watch;
+use tokio::sync::{Semaphore, watch};
 use tonic::{Request, Response, Status};
 
 use crate::agent::attest::UnixAttestor;
@@ -20,6 +20,7 @@ use crate::domain::selector::Selector;
 use crate::domain::spiffe_id::SpiffeId;
 use crate::domain::time::Timestamp;
 use crate::net::listener::{Drain, Peer};
+use crate::net::process::PeerProcess;
 use crate::net::workload_api::spiffe_workload_api_server::SpiffeWorkloadApi;
 use crate::net::workload_api::{
     JwtBundlesRequest, JwtBundlesResponse, Jwtsvid, JwtsvidRequest, JwtsvidResponse, SECURITY_HEADER,
@@ -31,24 +32,49 @@ use crate::protocol::jwt_svid;
 
 /// JWT-SVIDs that are remembered until half their life.
 const MAX_JWTS: usize = 10_000;
+/// Callers that are attested at once.
+const ATTESTED_AT_ONCE: usize = 4;
 /// A stream looks at the time this often: what ends without a change must not be shown on.
 const TICK: Duration = Duration::from_secs(30);
 
-/// Whose JWT-SVID for which audiences.
-type JwtKey = (SpiffeId, Vec<String>);
+/// Whose JWT-SVID for which audiences, under which bundle: a key may have been revoked since.
+type JwtKey = (SpiffeId, Vec<String>, u64);
 type Messages<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
 
 /// The service.
 pub struct WorkloadApi {
     keeper: Arc<Keeper>,
-    attestor: UnixAttestor,
+    attestation: Arc<Attestation>,
     jwts: Mutex<HashMap<JwtKey, (String, Timestamp)>>,
     drain: Drain,
 }
 
 /// A caller and what it is.
 struct Caller {
+    process: Arc<PeerProcess>,
     found: BTreeSet<Selector>,
+}
+
+/// Attests callers on threads of their own, a few at a time: reading files of other people's choosing takes as long as it
+/// takes.
+struct Attestation {
+    attestor: Arc<UnixAttestor>,
+    room: Semaphore,
+    keeper: Arc<Keeper>,
+}
+
+impl Attestation {
+    async fn of(&self, process: &Arc<PeerProcess>) -> Result<BTreeSet<Selector>, Status> {
+        let _place = self.room.acquire().await.map_err(|_| Status::unavailable("the agent ends"))?;
+        let (attestor, asked) = (self.attestor.clone(), process.clone());
+        let digest = self.keeper.watch().borrow().wants_digest();
+        let attested = tokio::task::spawn_blocking(move || attestor.attest(&asked, digest)).await;
+        let attested = attested.map_err(|_| Status::internal("attestation broke off"))?;
+        attested.map_err(|error| {
+            tracing::info!(pid = process.pid, %error, "a caller is not attested");
+            Status::permission_denied(error.to_string())
+        })
+    }
 }
 
 fn no_identity() -> Status {
@@ -59,22 +85,21 @@ fn no_identity() -> Status {
 impl WorkloadApi {
     /// A service over the agent's memory.
     pub fn new(keeper: Arc<Keeper>, drain: Drain) -> Self {
-        Self { keeper, attestor: UnixAttestor::default(), jwts: Mutex::default(), drain }
+        let (attestor, room) = (Arc::default(), Semaphore::new(ATTESTED_AT_ONCE));
+        let attestation = Arc::new(Attestation { attestor, room, keeper: keeper.clone() });
+        Self { keeper, attestation, jwts: Mutex::default(), drain }
     }
 
     /// The security header (SPIFFE Workload Endpoint section 4), then attestation.
-    fn caller<T>(&self, request: &Request<T>) -> Result<Caller, Status> {
+    async fn caller<T>(&self, request: &Request<T>) -> Result<Caller, Status> {
         let mut values = request.metadata().get_all(SECURITY_HEADER).iter();
         if values.next().is_none_or(|v| v.as_bytes() != b"true") || values.next().is_some() {
             return Err(Status::invalid_argument("security header missing from request: workload.spiffe.io: true"));
         }
-        let process = request.extensions().get::<Arc<Peer>>().and_then(|peer| peer.process.as_ref());
+        let process = request.extensions().get::<Arc<Peer>>().and_then(|peer| peer.process.clone());
         let process = process.ok_or_else(|| Status::internal("the caller's process is not known"))?;
-        let found = self.attestor.attest(process).map_err(|error| {
-            tracing::info!(pid = process.pid, %error, "a caller is not attested");
-            Status::permission_denied(error.to_string())
-        })?;
-        Ok(Caller { found })
+        let found = self.attestation.of(&process).await?;
+        Ok(Caller { process, found })
     }
 
     /// The present generation, with at least one identity for the caller.
@@ -101,6 +126,7 @@ impl WorkloadApi {
         let told = digest(&first);
         let streaming = Streaming {
             keeper,
+            attestation: self.attestation.clone(),
             caller,
             answer,
             present,
@@ -119,8 +145,8 @@ impl WorkloadApi {
         Ok(Response::new(Box::pin(messages)))
     }
 
-    async fn jwt(&self, id: &SpiffeId, audiences: &[String]) -> Result<String, Status> {
-        let (now, key) = (self.keeper.now(), (id.clone(), audiences.to_vec()));
+    async fn jwt(&self, id: &SpiffeId, audiences: &[String], bundle: u64) -> Result<String, Status> {
+        let (now, key) = (self.keeper.now(), (id.clone(), audiences.to_vec(), bundle));
         let jwts = || self.jwts.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some((token, until)) = jwts().get(&key)
             && now < *until
@@ -128,8 +154,10 @@ impl WorkloadApi {
             return Ok(token.clone());
         }
         let (token, end) = self.keeper.server().jwt(id, audiences).await.map_err(|error| match error {
-            ServerError::Away(why) => Status::unavailable(why),
-            ServerError::Refused(why) => Status::permission_denied(why),
+            ServerError::Refused { status: 400, why } => Status::invalid_argument(why),
+            ServerError::Refused { status: 403, why } => Status::permission_denied(why),
+            // That is the agent's own trouble.
+            ServerError::Away(why) | ServerError::Refused { why, .. } => Status::unavailable(why),
         })?;
         let mut kept = jwts();
         if kept.len() >= MAX_JWTS {
@@ -146,6 +174,7 @@ impl WorkloadApi {
 /// A stream of messages.
 struct Streaming<T, F> {
     keeper: Arc<Keeper>,
+    attestation: Arc<Attestation>,
     caller: Caller,
     answer: F,
     present: watch::Receiver<Arc<Snapshot>>,
@@ -173,6 +202,8 @@ where
                 () = tokio::time::sleep(TICK) => {}
                 () = self.drain.begun() => return Err(Status::unavailable("the agent ends")),
             }
+            // It may be another program by now, or nobody.
+            self.caller.found = self.attestation.of(&self.caller.process).await?;
             let snapshot = self.present.borrow_and_update().clone();
             let message = (self.answer)(&snapshot, &self.caller.found, self.keeper.now())?;
             let digest = digest(&message);
@@ -277,18 +308,18 @@ impl SpiffeWorkloadApi for WorkloadApi {
         &self,
         request: Request<X509svidRequest>,
     ) -> Result<Response<Self::FetchX509SVIDStream>, Status> {
-        self.stream(self.caller(&request)?, x509_svids)
+        self.stream(self.caller(&request).await?, x509_svids)
     }
 
     async fn fetch_x509_bundles(
         &self,
         request: Request<X509BundlesRequest>,
     ) -> Result<Response<Self::FetchX509BundlesStream>, Status> {
-        self.stream(self.caller(&request)?, x509_bundles)
+        self.stream(self.caller(&request).await?, x509_bundles)
     }
 
     async fn fetch_jwtsvid(&self, request: Request<JwtsvidRequest>) -> Result<Response<JwtsvidResponse>, Status> {
-        let caller = self.caller(&request)?;
+        let caller = self.caller(&request).await?;
         let JwtsvidRequest { audience, spiffe_id } = request.into_inner();
         if audience.is_empty() || audience.iter().any(String::is_empty) {
             return Err(Status::invalid_argument("audience must be specified"));
@@ -301,9 +332,10 @@ impl SpiffeWorkloadApi for WorkloadApi {
         if entries.is_empty() {
             return Err(no_identity());
         }
+        let sequence = entitled(&snapshot, &caller.found)?.bundle.sequence;
         let (mut svids, mut seen) = (Vec::new(), BTreeSet::new());
         for entry in entries {
-            let svid = self.jwt(&entry.spiffe_id, &audience).await?;
+            let svid = self.jwt(&entry.spiffe_id, &audience, sequence).await?;
             let hint = entry.hint.clone().filter(|h| seen.insert(h.clone())).unwrap_or_default();
             svids.push(Jwtsvid { spiffe_id: entry.spiffe_id.to_string(), svid, hint });
         }
@@ -314,14 +346,14 @@ impl SpiffeWorkloadApi for WorkloadApi {
         &self,
         request: Request<JwtBundlesRequest>,
     ) -> Result<Response<Self::FetchJWTBundlesStream>, Status> {
-        self.stream(self.caller(&request)?, jwt_bundles)
+        self.stream(self.caller(&request).await?, jwt_bundles)
     }
 
     async fn validate_jwtsvid(
         &self,
         request: Request<ValidateJwtsvidRequest>,
     ) -> Result<Response<ValidateJwtsvidResponse>, Status> {
-        let caller = self.caller(&request)?;
+        let caller = self.caller(&request).await?;
         let ValidateJwtsvidRequest { audience, svid } = request.into_inner();
         if audience.is_empty() || svid.is_empty() {
             return Err(Status::invalid_argument("audience and svid must be specified"));

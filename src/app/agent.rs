@@ -16,17 +16,21 @@ use http_body_util::BodyExt as _;
 use hyper::body::Incoming;
 use serde_json::{Value, json};
 use tokio::net::TcpListener;
+use tokio::sync::Notify;
 use tokio::task::JoinSet;
 
 use crate::agent::keeper::Keeper;
 use crate::agent::serve;
-use crate::agent::server::{Issued, Order, Server, ServerError};
+use crate::agent::server::{Heard, Issued, Order, Server, ServerError};
 use crate::agent::state::Update;
 use crate::agent::workload_api::WorkloadApi;
+use crate::app::lock_data_dir;
 use crate::client::ClientError;
 use crate::client::enrol::{self, Proof};
 use crate::client::http::HttpClient;
 use crate::client::identity::Identity;
+use crate::client::kept;
+use crate::client::source::until;
 use crate::domain::digest::Sha256;
 use crate::domain::spiffe_id::SpiffeId;
 use crate::domain::time::{Clock, Timestamp};
@@ -50,6 +54,8 @@ pub enum AgentError {
     Socket(#[from] SocketError),
     #[error(transparent)]
     Bind(#[from] BindError),
+    #[error("{0}")]
+    DataDir(String),
     #[error("the node's identity in {0} has ended: give a proof of identity to attest anew")]
     Ended(String),
     #[error(
@@ -93,13 +99,17 @@ impl Agent {
     /// Attests the node, or takes up its kept identity, and serves.
     pub async fn start(config: AgentConfig) -> Result<Self, AgentError> {
         // The socket first: a proof may be good once, and is not spent for an agent that cannot serve.
-        let socket = serve::bind(&config.socket)?;
+        let (path, socket) = (config.socket.clone(), serve::bind(&config.socket)?);
         let telemetry = match config.telemetry {
             Some(address) => Some(listener::bind(address, "the agent's telemetry", "--telemetry").await?),
             None => None,
         };
         let telemetry_at = telemetry.as_ref().and_then(|l| l.local_addr().ok());
-        let node = Arc::new(NodeIdentity::open(config).await?);
+        let opened = NodeIdentity::open(config).await;
+        if opened.is_err() {
+            let _ = std::fs::remove_file(path);
+        }
+        let node = Arc::new(opened?);
         let id = node.identity.load().spiffe_id.clone();
         let (switch, drain) = Drain::new();
         let link = Arc::new(Link { node: node.clone() });
@@ -141,15 +151,23 @@ async fn serve_telemetry(listener: TcpListener, keeper: Arc<Keeper>, drain: Drai
 struct NodeIdentity {
     config: AgentConfig,
     identity: ArcSwap<Identity>,
+    /// The server refuses the node: where its proof is at hand, it attests again at once.
+    refused: Notify,
+    /// One agent at a time renews what the directory holds.
+    _lock: std::fs::File,
 }
 
 impl NodeIdentity {
     async fn open(config: AgentConfig) -> Result<Self, AgentError> {
+        let lock = lock_data_dir(&config.data_dir).map_err(|e| AgentError::DataDir(e.to_string()))?;
         let dir = config.data_dir.join("node");
-        let kept = Identity::load(&dir).ok();
+        let kept = if dir.join("popgate.json").exists() { Some(Identity::load(&dir)?) } else { None };
         let valid = |i: &Identity| i.spiffe_id.node_name().is_some() && SystemClock.now() < i.svid.not_after;
         let identity = match kept {
-            Some(kept) if valid(&kept) => kept,
+            Some(mut kept) if valid(&kept) => {
+                kept.servers.identity.clone_from(&config.server);
+                kept
+            }
             kept => match &config.proof {
                 Some(proof) => attest(&config, proof).await?,
                 None if kept.is_some() => return Err(AgentError::Ended(dir.display().to_string())),
@@ -160,40 +178,55 @@ impl NodeIdentity {
             return Err(AgentError::NotANode(identity.spiffe_id));
         }
         identity.save(&dir)?;
-        Ok(Self { config, identity: ArcSwap::from_pointee(identity) })
+        Ok(Self { config, identity: ArcSwap::from_pointee(identity), refused: Notify::new(), _lock: lock })
     }
 
     /// Renews the node's certificate; where its proof is at hand, it attests again.
     async fn keep(self: Arc<Self>, mut drain: Drain) {
+        tokio::select! {
+            () = self.keep_on() => {}
+            () = drain.begun() => {}
+        }
+    }
+
+    async fn keep_on(&self) {
         loop {
             let present = self.identity.load_full();
-            tokio::select! {
-                () = tokio::time::sleep(present.renew_after.since(SystemClock.now())) => {}
-                () = drain.begun() => return,
-            }
-            let fresh = match enrol::renew(&present).await {
-                Err(ClientError::Refused { status: 403 | 409, detail, .. }) => match &self.config.proof {
-                    Some(proof) => attest(&self.config, proof).await.map_err(|e| format!("{detail}; and: {e}")),
-                    None => Err(detail),
-                },
-                Err(error) => Err(error.to_string()),
-                Ok(fresh) => Ok(fresh),
+            let refused = tokio::select! {
+                () = until(present.renew_after) => false,
+                () = self.refused.notified() => true,
             };
-            match fresh {
+            match self.fresh(&present, refused).await {
                 Ok(fresh) => {
                     if let Err(error) = fresh.save(&self.config.data_dir.join("node")) {
                         tracing::error!(%error, "the node's identity is fresh and could not be kept on disk");
                     }
+                    tracing::info!(not_after = %fresh.svid.not_after, "the node's certificate is fresh");
                     self.identity.store(Arc::new(fresh));
                 }
                 Err(error) => {
-                    tracing::error!(error, not_after = %present.svid.not_after, "the node's certificate is not renewed yet");
-                    tokio::select! {
-                        () = tokio::time::sleep(RETRY) => {}
-                        () = drain.begun() => return,
-                    }
+                    let not_after = present.svid.not_after;
+                    tracing::error!(error, %not_after, "the node's certificate is not renewed yet");
+                    tokio::time::sleep(RETRY).await;
                 }
             }
+        }
+    }
+
+    async fn fresh(&self, present: &Identity, refused: bool) -> Result<Identity, String> {
+        let ended = SystemClock.now() >= present.svid.not_after;
+        let renewed = if refused || ended {
+            Err(format!("the server refuses {} (or its certificate has ended)", present.spiffe_id))
+        } else {
+            match kept::renew(&self.config.data_dir.join("node"), present).await {
+                // Away: the present one is good for a while.
+                Err(error @ ClientError::Unreachable { .. }) => return Err(error.to_string()),
+                other => other.map_err(|e| e.to_string()),
+            }
+        };
+        match (renewed, &self.config.proof) {
+            (Err(why), Some(proof)) => attest(&self.config, proof).await.map_err(|e| format!("{why}; and: {e}")),
+            (renewed, _) => renewed,
         }
     }
 }
@@ -218,8 +251,8 @@ impl Link {
     }
 
     async fn post(&self, path: &str, body: &Value) -> Result<Value, ServerError> {
-        let (http, identity) = self.client()?;
-        let url = format!("{}{path}", identity.servers.identity);
+        let (http, _) = self.client()?;
+        let url = format!("{}{path}", self.node.config.server);
         let response = enrol::post(&http, &url, body).await.map_err(failed)?;
         enrol::document(&response, &url).map_err(failed)
     }
@@ -227,26 +260,30 @@ impl Link {
 
 fn failed(error: ClientError) -> ServerError {
     match error.status() {
-        Some(status) if status < 500 => ServerError::Refused(error.to_string()),
+        Some(status) if status < 500 => ServerError::Refused { status, why: error.to_string() },
         _ => ServerError::Away(error.to_string()),
     }
 }
 
 #[async_trait]
 impl Server for Link {
-    async fn updates(&self) -> Result<BoxStream<'static, Result<Update, ServerError>>, ServerError> {
+    async fn updates(&self) -> Result<BoxStream<'static, Result<Heard, ServerError>>, ServerError> {
         let (http, identity) = self.client()?;
-        let url = format!("{}/v1/agent/updates", identity.servers.identity);
+        let url = format!("{}/v1/agent/updates", self.node.config.server);
         let request = Request::get(&url).body(Bytes::new()).map_err(|e| ServerError::Away(e.to_string()))?;
         let response = http.send(request).await.map_err(failed)?;
         if !response.status().is_success() {
             let (parts, body) = response.into_parts();
             let body = crate::net::body::read(body, 1 << 20).await.map_err(|e| ServerError::Away(e.to_string()))?;
             let response = http::Response::from_parts(parts, body);
-            return match enrol::document(&response, &url) {
-                Err(error) => Err(failed(error)),
-                Ok(_) => Err(ServerError::Away("an answer that is none".into())),
+            let refused = match enrol::document(&response, &url) {
+                Err(error) => failed(error),
+                Ok(_) => ServerError::Away("an answer that is none".into()),
             };
+            if let ServerError::Refused { .. } = refused {
+                self.node.refused.notify_one();
+            }
+            return Err(refused);
         }
         let lines = Lines { body: response.into_body(), held: BytesMut::new(), _http: http };
         let domain = identity.spiffe_id.trust_domain();
@@ -259,12 +296,10 @@ impl Server for Link {
             }
         });
         let read = move |line: Result<Bytes, ServerError>| {
-            let read =
-                line.and_then(|l| Update::parse(&l, &domain).map_err(|e| ServerError::Away(format!("its line: {e}"))));
-            // A line that only says that the server lives is not an update, and not silence either.
-            read.transpose()
+            let update = Update::parse(&line?, &domain).map_err(|e| ServerError::Away(format!("its line: {e}")))?;
+            Ok(update.map_or(Heard::Alive, |u| Heard::Update(Box::new(u))))
         };
-        Ok(updates.filter_map(move |line| std::future::ready(read(line))).boxed())
+        Ok(updates.map(read).boxed())
     }
 
     async fn issue(&self, orders: &[Order]) -> Result<Vec<Result<Issued, ServerError>>, ServerError> {
@@ -276,10 +311,12 @@ impl Server for Link {
         let read = |answer: &Value| {
             let chain = enrol::chain(&answer["svid"]);
             let renew_after = answer["renew_after"].as_str().and_then(Timestamp::parse_rfc3339);
-            match chain.zip(renew_after) {
-                Some((chain, renew_after)) => Ok(Issued { chain, renew_after }),
-                None => Err(ServerError::Refused(answer["refused"]["detail"].as_str().unwrap_or("refused").to_owned())),
+            if let Some((chain, renew_after)) = chain.zip(renew_after) {
+                return Ok(Issued { chain, renew_after });
             }
+            let refused = &answer["refused"];
+            let status = refused["status"].as_u64().and_then(|s| u16::try_from(s).ok()).unwrap_or(403);
+            Err(ServerError::Refused { status, why: refused["detail"].as_str().unwrap_or("refused").to_owned() })
         };
         Ok(answers.iter().map(read).collect())
     }

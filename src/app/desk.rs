@@ -9,10 +9,13 @@ use serde_json::{Value, json};
 use crate::console::authorities::{AuthorityAction, AuthorityDesk};
 use crate::domain::leaf::{Event, Staged};
 use crate::domain::refusal::Refusal;
+use crate::domain::revocation::RevocationKind;
 use crate::identity::authority::state::{AuthorityKind, Der, Record};
 use crate::identity::authority::{Authority, AuthorityError, Change};
 use crate::net::fetch::pem_certificates;
 use crate::net::files;
+use crate::store::issued::Of;
+use crate::store::revocations::NewRevocation;
 use crate::store::{Stores, Unavailable};
 
 /// See [`AuthorityDesk`].
@@ -63,6 +66,27 @@ fn shown(record: &Record) -> Value {
     })
 }
 
+impl Desk {
+    /// Stops the live certificates of a CA that is trusted no more: on open connections, and with the tokens they got.
+    async fn stop_signed_by(&self, change: &Change) -> Result<(), Refusal> {
+        let now = self.stores.clock.now();
+        for live in self.stores.issued.live(Of::Everybody, now).await? {
+            if Some(live.issuer_sha256) != change.certificate_sha256 {
+                continue;
+            }
+            let new = NewRevocation {
+                kind: RevocationKind::Serial,
+                value: live.serial,
+                reason: "its issuing CA was revoked".into(),
+                by: format!("{}/popgate/identity", self.authority.trust_domain().id()),
+                until: Some(live.not_after),
+            };
+            self.stores.log_stop(&self.stores.revocations.add(&new, now).await?).await.map_err(recorded)?;
+        }
+        Ok(())
+    }
+}
+
 #[async_trait]
 impl AuthorityDesk for Desk {
     fn list(&self) -> Value {
@@ -88,6 +112,9 @@ impl AuthorityDesk for Desk {
             }
         };
         let done = done.map_err(refusal)?;
+        if let (AuthorityAction::Revoke { .. }, Some(change)) = (&action, done.first()) {
+            self.stop_signed_by(change).await?;
+        }
         for change in &done {
             self.stores.evidence.append(staged(&self.stores, change)).await.map_err(recorded)?;
         }

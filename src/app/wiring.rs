@@ -17,6 +17,7 @@ use crate::app::rotation::ServerCertificate;
 use crate::app::{Addresses, Listeners, StartError, load_rules};
 use crate::config::{Config, ConfigError};
 use crate::console::server::{self as console_server, Console};
+use crate::domain::spiffe_id::TrustDomain;
 use crate::gateway::config::{Access, ClientCertificate};
 use crate::gateway::routes::{Route, Rules};
 use crate::gateway::serve::{Gateway, GatewayService};
@@ -39,6 +40,7 @@ use crate::protocol::jwk::PublicKey;
 use crate::protocol::jws::SigningKey;
 use crate::protocol::nonce::NonceKey;
 use crate::protocol::svid::X509Svid;
+use crate::store::bundles::ForeignBundle;
 use crate::store::keys::{KeyUse, PublishedKey};
 use crate::store::{Stores, entropy};
 use crate::telemetry::{self, Health};
@@ -151,6 +153,12 @@ impl Wiring<'_> {
             bundle: Arc::new(move || bundle_of.bundle().to_jwks()),
             desk: Arc::new(Desk { authority: self.authority.clone(), stores: self.stores.clone() }),
             svid_bounds: self.config.identity.svid_bounds(),
+            federated: self
+                .config
+                .federations
+                .iter()
+                .filter_map(|f| TrustDomain::parse(&f.trust_domain).ok())
+                .collect(),
             default_ttl: self.config.identity.svid_ttl.0,
             server_names: self.names(),
             deciding: tokio::sync::Mutex::default(),
@@ -192,14 +200,13 @@ impl Wiring<'_> {
             }
         });
         let authority = self.authority.clone();
-        let check: LeafCheck = Arc::new(move |der| {
+        let check: LeafCheck = Arc::new(move |der, cas| {
             let svid = X509Svid::parse(der).map_err(|e| e.to_string())?;
-            let own = svid.spiffe_id.is_member_of(authority.trust_domain());
-            if own && authority.has_revoked_issuer(der) {
-                return Err("its issuing CA is trusted no more".to_owned());
+            if svid.spiffe_id.is_member_of(authority.trust_domain()) {
+                return authority.check_path(&svid.spiffe_id, cas).map_err(ToOwned::to_owned);
             }
             // The roots were those of its own trust domain, or none.
-            if own || federated { Ok(()) } else { Err("a foreign trust domain's certificate".to_owned()) }
+            if federated { Ok(()) } else { Err("a foreign trust domain's certificate".to_owned()) }
         });
         ClientTrust { roots, check, clock: self.stores.clock.clone() }
     }
@@ -217,7 +224,7 @@ impl Wiring<'_> {
     }
 
     /// The bundle endpoint of its own, and the bundles of others.
-    fn federate(
+    async fn federate(
         &self,
         set: &mut JoinSet<()>,
         endpoint: Option<Endpoint>,
@@ -233,6 +240,13 @@ impl Wiring<'_> {
                 drain.clone(),
             ));
             set.spawn(files.keep(identity, drain.clone()));
+        }
+        let kept = |b: &ForeignBundle| {
+            b.by_hand() || self.config.federations.iter().any(|f| f.trust_domain == b.trust_domain.as_str())
+        };
+        for gone in self.stores.bundles.list().iter().filter(|b| !kept(b)) {
+            tracing::warn!(trust_domain = %gone.trust_domain, "federation is configured no more: its bundle is forgotten");
+            self.stores.bundles.delete(&gone.trust_domain).await?;
         }
         for relation in self.config.relations()? {
             set.spawn(relation.keep(self.stores.clone(), drain.clone()));
@@ -251,6 +265,7 @@ impl Wiring<'_> {
                 admin: self.addresses.admin.clone(),
             },
             drain: drain.clone(),
+            tasks: gateway.tasks.clone(),
         }))
     }
 
@@ -276,7 +291,7 @@ impl Wiring<'_> {
             tls::server(server.identity.clone(), clients.map(|federated| self.clients(federated)), true)
         };
         let mut set = JoinSet::new();
-        self.federate(&mut set, endpoint, plane, &drain)?;
+        self.federate(&mut set, endpoint, plane, &drain).await?;
         let local = |l: &TcpListener| l.local_addr().ok().and_then(&hosts);
         set.spawn(listener::serve(
             bound.identity,

@@ -1,6 +1,7 @@
 //! `agent`: the SPIFFE Workload API on a workload's host. `node`: what the server knows of agents.
 
 use std::net::SocketAddr;
+use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -117,9 +118,11 @@ pub async fn run(global: &Global, args: AgentArgs) -> Result<(), Failure> {
     crate::app::raise_open_files();
     let stop = |kind| signal(kind).map_err(|e| Failure::failed(format!("signals cannot be caught: {e}")));
     let (mut term, mut int) = (stop(SignalKind::terminate())?, stop(SignalKind::interrupt())?);
-    if let Some(dir) = args.socket.parent().filter(|d| !d.as_os_str().is_empty()) {
-        std::fs::create_dir_all(dir)
-            .map_err(|e| Failure::failed(format!("{}: {e}; give --socket PATH", dir.display())))?;
+    if let Some(dir) = args.socket.parent().filter(|d| !d.as_os_str().is_empty() && !d.exists()) {
+        let failed = |e: std::io::Error| Failure::failed(format!("{}: {e}; give --socket PATH", dir.display()));
+        std::fs::create_dir_all(dir).map_err(failed)?;
+        // Every local process is to reach the socket in it.
+        std::fs::set_permissions(dir, std::fs::Permissions::from_mode(0o755)).map_err(failed)?;
     }
     let socket = args.socket.clone();
     let agent = Agent::start(AgentConfig {

@@ -13,6 +13,7 @@ use crate::client::ClientError;
 use crate::client::admin::Admin;
 use crate::client::enrol::{self, Enrolment, Proof};
 use crate::client::identity::Identity;
+use crate::client::kept;
 use crate::client::workload::{VARIABLE, WorkloadApi};
 use crate::config::Config;
 use crate::domain::secret::JoinToken;
@@ -139,11 +140,8 @@ async fn load_fresh(dir: &std::path::Path) -> Result<Identity, Failure> {
     if now < half {
         return Ok(identity);
     }
-    match enrol::renew(&identity).await {
-        Ok(renewed) => {
-            renewed.save(dir)?;
-            Ok(renewed)
-        }
+    match kept::renew(dir, &identity).await {
+        Ok(renewed) => Ok(renewed),
         Err(ClientError::Refused { detail, .. }) if now >= svid.not_after => Err(Failure::failed(format!(
             "the certificate in {} has expired and is not renewed: {detail}; enrol again",
             dir.display()

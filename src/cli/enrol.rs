@@ -12,8 +12,11 @@ use crate::cli::watch::{self, WatchArgs};
 use crate::client::enrol;
 use crate::client::http::HttpClient;
 use crate::client::identity::Identity;
+use crate::client::kept;
 use crate::client::source::SvidSource;
 use crate::domain::spiffe_id::SpiffeId;
+use crate::domain::time::Clock as _;
+use crate::store::clock::SystemClock;
 
 #[derive(Args)]
 pub struct EnrolArgs {
@@ -22,9 +25,24 @@ pub struct EnrolArgs {
     /// Which identity, where several are to be had
     #[arg(long, value_name = "ID")]
     pub spiffe_id: Option<String>,
-    /// Directory that gets svid.pem, key.pem, bundle.pem and popgate.json
-    #[arg(long, value_name = "DIR", default_value = "identity")]
-    pub out: PathBuf,
+    /// Directory that gets svid.pem, key.pem, bundle.pem and popgate.json [default: that of --identity, else `identity`]
+    #[arg(long, value_name = "DIR")]
+    out: Option<PathBuf>,
+}
+
+impl EnrolArgs {
+    /// Where the files go. An identity is renewed where it is kept: a copy elsewhere would leave the old one behind, and its
+    /// next renewal would look like a thief's.
+    pub fn out(&self, global: &Global) -> Result<PathBuf, Failure> {
+        match (&global.identity, &self.out) {
+            (Some(dir), Some(out)) if dir != out => Err(Failure::usage(format!(
+                "--identity {} is renewed in place: leave --out away, or enrol another",
+                dir.display()
+            ))),
+            (Some(dir), _) => Ok(dir.clone()),
+            (None, out) => Ok(out.clone().unwrap_or_else(|| PathBuf::from("identity"))),
+        }
+    }
 }
 
 #[derive(Subcommand)]
@@ -98,18 +116,23 @@ pub(super) fn wanted(text: Option<&str>) -> Result<Option<SpiffeId>, Failure> {
     text.map(|t| t.parse().map_err(|e| Failure::usage(format!("--spiffe-id {t:?}: {e}")))).transpose()
 }
 
-/// An identity that stays fresh, from whatever was given.
+/// An identity that stays fresh: of --identity, of the agent, of the directory where a former run kept it, or by a proof.
 pub(super) async fn source(global: &Global, args: &EnrolArgs) -> Result<SvidSource, Failure> {
-    writable(&args.out)?;
-    if global.identity.is_none() && args.proof.source()?.is_none() && std::env::var_os("POPGATE_JOIN_TOKEN").is_none() {
-        if let Some(agent) = context::workload_api()? {
-            return Ok(SvidSource::following(agent, wanted(args.spiffe_id.as_deref())?).await?);
-        }
-        if let Ok(kept) = Identity::load(&args.out) {
-            return Ok(SvidSource::renewing(kept));
-        }
+    let out = args.out(global)?;
+    writable(&out)?;
+    let explicit = args.proof.source()?.is_some() || global.identity.is_some();
+    if !explicit && let Some(agent) = context::workload_api()? {
+        return Ok(SvidSource::following(agent, wanted(args.spiffe_id.as_deref())?).await?);
     }
-    Ok(SvidSource::renewing(fetch(global, args).await?))
+    let kept =
+        Identity::load(&out).ok().filter(|i| SystemClock.now() < i.svid.not_after && !i.servers.identity.is_empty());
+    let identity = match kept {
+        Some(kept) => kept,
+        None => fetch(global, args).await?,
+    };
+    // What the proof bought is kept before anything else is done with it.
+    identity.save(&out)?;
+    Ok(SvidSource::renewing(identity, Some(out)))
 }
 
 /// The directory must be writable before a proof is spent.
@@ -121,10 +144,9 @@ fn writable(dir: &Path) -> Result<(), Failure> {
 }
 
 async fn fetch(global: &Global, args: &EnrolArgs) -> Result<Identity, Failure> {
-    writable(&args.out)?;
-    let proof = args.proof.source()?;
-    if let (None, Some(dir)) = (&proof, &global.identity) {
-        return Ok(enrol::renew(&Identity::load(dir)?).await?);
+    writable(&args.out(global)?)?;
+    if let (None, Some(dir)) = (&args.proof.source()?, &global.identity) {
+        return Ok(kept::renew(dir, &Identity::load(dir)?).await?);
     }
     let wanted = wanted(args.spiffe_id.as_deref())?;
     context::identity(&Global { identity: None, ..global.clone() }, &args.proof, wanted).await
@@ -142,7 +164,7 @@ fn beside_another(out: &Path, identity: &Identity) -> PathBuf {
 }
 
 fn save(global: &Global, identity: &Identity, args: &EnrolArgs) -> Result<(), Failure> {
-    let out = beside_another(&args.out, identity);
+    let out = beside_another(&args.out(global)?, identity);
     identity.save(&out)?;
     let document = json!({
         "spiffe_id": identity.spiffe_id,

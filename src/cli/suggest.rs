@@ -38,7 +38,7 @@ pub fn run(global: &Global, args: &SuggestArgs) -> Result<(), Failure> {
 
 fn attested(attestor: &UnixAttestor, pid: i32) -> Result<BTreeSet<Selector>, Failure> {
     let process = PeerProcess::running(pid).map_err(|e| Failure::failed(format!("process {pid}: {e}")))?;
-    attestor.attest(&process).map_err(|e| Failure::failed(format!("process {pid}: {e}")))
+    attestor.attest(&process, true).map_err(|e| Failure::failed(format!("process {pid}: {e}")))
 }
 
 /// A scope's name is made anew each time.

@@ -16,7 +16,7 @@ use crate::client::identity::{Identity, Servers, server_check};
 use crate::domain::digest::Sha256;
 use crate::domain::secret::JoinToken;
 use crate::domain::spiffe_id::{SpiffeId, TrustDomain};
-use crate::domain::time::Timestamp;
+use crate::domain::time::{Clock as _, Timestamp};
 use crate::net::keys::P256Key;
 use crate::net::tls::{self, ClientTrust};
 use crate::protocol::bundle::TrustBundle;
@@ -101,11 +101,19 @@ pub async fn attest(enrolment: &Enrolment<'_>) -> Result<Identity, ClientError> 
         body["spiffe_id"] = id.as_str().into();
     }
     let url = format!("{}/v1/attest", enrolment.server);
-    let response = post(&http, &url, &body).await?;
-    certified(key, response, &url)
+    let mut response = post(&http, &url, &body).await;
+    for pause in [200, 1000] {
+        // The same request again gets the same answer, so that a lost one costs no token.
+        if !matches!(response, Err(ClientError::Unreachable { .. })) {
+            break;
+        }
+        tokio::time::sleep(std::time::Duration::from_millis(pause)).await;
+        response = post(&http, &url, &body).await;
+    }
+    certified(key, response?, &url, enrolment.server)
 }
 
-/// Renews an identity with a new key.
+/// Renews an identity with a new key. Whoever keeps identities in files uses [`crate::client::kept::renew`].
 pub async fn renew(identity: &Identity) -> Result<Identity, ClientError> {
     renew_with(identity, P256Key::generate()).await
 }
@@ -118,7 +126,7 @@ pub async fn renew_with(identity: &Identity, key: P256Key) -> Result<Identity, C
     let http = HttpClient::new(identity.tls(true)?);
     let url = format!("{}/v1/renew", identity.servers.identity);
     let response = post(&http, &url, &json!({"csr": BASE64_STANDARD.encode(csr(&key)?)})).await?;
-    certified(key, response, &url)
+    certified(key, response, &url, &identity.servers.identity)
 }
 
 /// The roots among what a server presents that fit the pin.
@@ -163,16 +171,21 @@ pub fn chain(value: &Value) -> Option<Vec<Vec<u8>>> {
     decoded.filter(|c| !c.is_empty())
 }
 
-fn certified(key: P256Key, response: Response<Bytes>, url: &str) -> Result<Identity, ClientError> {
+fn certified(key: P256Key, response: Response<Bytes>, url: &str, server: &str) -> Result<Identity, ClientError> {
     let document = document(&response, url)?;
     let bad = |cause: &str| ClientError::Protocol { what: url.to_owned(), cause: cause.to_owned() };
     let chain = chain(&document["svid"]).ok_or_else(|| bad("there is no certificate in it"))?;
     let leaf = X509Svid::parse(&chain[0]).map_err(|e| bad(&e.to_string()))?;
     let bundle = TrustBundle::parse(leaf.spiffe_id.trust_domain(), document["bundle"].to_string().as_bytes())
         .map_err(|e| bad(&e.to_string()))?;
-    let servers: Servers = serde_json::from_value(document["servers"].clone()).map_err(|e| bad(&e.to_string()))?;
+    let mut servers: Servers = serde_json::from_value(document["servers"].clone()).map_err(|e| bad(&e.to_string()))?;
+    // Where it was reached, not where it believes to be.
+    server.clone_into(&mut servers.identity);
     let renew_after = document["renew_after"].as_str().and_then(Timestamp::parse_rfc3339);
     let mut identity = Identity::new(key, chain, bundle.roots, servers)?;
-    identity.renew_after = renew_after.unwrap_or(identity.renew_after);
+    // Not at once again, whatever the two clocks say.
+    let now = SystemClock.now();
+    let soonest = now.plus(identity.svid.not_after.since(now) / 10);
+    identity.renew_after = renew_after.unwrap_or(identity.renew_after).max(soonest);
     Ok(identity)
 }

@@ -18,6 +18,9 @@ use crate::net::body::{AnyBody, full, read};
 /// Largest document that is read whole.
 const MAX_DOCUMENT: usize = 16 << 20;
 
+/// How long the head of an answer may take: longer than a request is held for an approval.
+const PATIENCE: Duration = Duration::from_mins(1);
+
 /// A client with its connections.
 #[derive(Clone)]
 pub struct HttpClient(Client<HttpsConnector<HttpConnector>, AnyBody>);
@@ -44,8 +47,9 @@ impl HttpClient {
         if request.uri().scheme_str() != Some("https") {
             return Err(ClientError::Input(format!("{url}: write https://; certificates and proofs need TLS")));
         }
-        let request = request.map(full);
-        self.0.request(request).await.map_err(|e| failure(&url, &e))
+        let answer = tokio::time::timeout(PATIENCE, self.0.request(request.map(full))).await;
+        let silent = || ClientError::Unreachable { url: url.clone(), cause: "no answer in a minute".into() };
+        answer.map_err(|_| silent())?.map_err(|e| failure(&url, &e))
     }
 
     /// Sends a request and reads the answer whole.

@@ -15,8 +15,11 @@ use crate::net::keys::P256Key;
 use crate::net::tls::{self, ClientTrust, LeafCheck};
 use crate::protocol::jwk::PublicKey;
 use crate::protocol::jws::SigningKey;
-use crate::protocol::svid::X509Svid;
+use crate::protocol::svid::{self, X509Svid};
 use crate::store::clock::SystemClock;
+
+/// The file of the key that the next certificate will have.
+pub const NEXT_KEY: &str = "next-key.pem";
 
 /// Where the trust domain's listeners are.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
@@ -85,8 +88,15 @@ impl Identity {
             return Err(ClientError::Input(format!("{} holds no identity; {how}", dir.display())));
         }
         let servers = files::read(&dir.join("popgate.json"))?;
-        let servers = serde_json::from_str(&servers).map_err(|e| bad("popgate.json", e.to_string()))?;
-        Self::new(P256Key::read(&dir.join("key.pem"))?, pems("svid.pem")?, pems("bundle.pem")?, servers)
+        let servers: Servers = serde_json::from_str(&servers).map_err(|e| bad("popgate.json", e.to_string()))?;
+        let (chain, roots) = (pems("svid.pem")?, pems("bundle.pem")?);
+        let made =
+            Self::new(P256Key::read(&dir.join("key.pem"))?, chain.clone(), roots.clone(), Servers::clone(&servers));
+        match P256Key::read(&dir.join(NEXT_KEY)) {
+            // The last replacement broke off between certificate and key.
+            Ok(next) if made.is_err() => Self::new(next, chain, roots, servers),
+            _ => made,
+        }
     }
 
     /// Writes `svid.pem`, `key.pem` (0600), `bundle.pem` and `popgate.json`.
@@ -94,10 +104,13 @@ impl Identity {
         files::private_dir(dir)?;
         let pem = |ders: &[Vec<u8>]| ders.iter().map(|d| files::pem(d)).collect::<String>();
         let servers = serde_json::to_string_pretty(&self.servers).expect("four strings");
-        self.key.write(&dir.join("key.pem"))?;
-        files::write_public(&dir.join("svid.pem"), pem(&self.chain).as_bytes())?;
+        // In this order a crash at any moment leaves a certificate with its key, here or in the next key's file.
+        self.key.write(&dir.join(NEXT_KEY))?;
         files::write_public(&dir.join("bundle.pem"), pem(&self.roots).as_bytes())?;
+        files::write_public(&dir.join("svid.pem"), pem(&self.chain).as_bytes())?;
+        self.key.write(&dir.join("key.pem"))?;
         files::write_public(&dir.join("popgate.json"), servers.as_bytes())?;
+        let _ = std::fs::remove_file(dir.join(NEXT_KEY));
         Ok(())
     }
 
@@ -109,6 +122,11 @@ impl Identity {
     /// The private key, for a TLS stack of the workload's own.
     pub fn private_key(&self) -> rustls::pki_types::PrivateKeyDer<'static> {
         self.key.tls()
+    }
+
+    /// Whether another generation says the same: certificate and roots.
+    pub fn is_same(&self, other: &Self) -> bool {
+        self.svid.serial == other.svid.serial && self.roots == other.roots
     }
 
     /// The key's thumbprint.
@@ -130,7 +148,11 @@ impl Identity {
 
 /// A server is `spiffe://TD/popgate/server`, of this trust domain if it is known.
 pub fn server_check(trust_domain: Option<String>) -> LeafCheck {
-    Arc::new(move |der| {
+    Arc::new(move |der, cas| {
+        // What is signed for a server below says so itself, and cannot say otherwise: we made it.
+        if cas.iter().any(|ca| svid::is_downstream_ca(ca)) {
+            return Err("the server's certificate comes from a downstream CA, which may not name a server".to_owned());
+        }
         let svid = X509Svid::parse(der).map_err(|e| e.to_string())?;
         let ours = trust_domain.as_ref().is_none_or(|td| svid.spiffe_id.trust_domain().as_str() == td);
         if ours && svid.spiffe_id.path() == "/popgate/server" {

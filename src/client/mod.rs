@@ -5,6 +5,7 @@ pub mod discovery;
 pub mod enrol;
 pub mod http;
 pub mod identity;
+pub mod kept;
 pub mod session;
 pub mod source;
 pub mod workload;

@@ -38,6 +38,9 @@ impl Actor {
             .as_ref()
             .ok_or_else(|| refuse("administration needs a person's certificate: `popgate login` makes one"))?;
         let svid = X509Svid::parse(leaf).map_err(|e| refuse(&e.to_string()))?;
+        if stores.clock.now() >= svid.not_after {
+            return Err(refuse("the certificate of this connection has ended: `popgate login` makes another"));
+        }
         let name = svid
             .spiffe_id
             .person_name()

@@ -113,6 +113,10 @@ fn is_dns_name(name: &str) -> bool {
     name.len() <= 253 && name.split('.').all(label) && !name.rsplit('.').next().is_none_or(numeric)
 }
 
+fn reserved() -> Refusal {
+    bad("paths below /popgate are kept for popgate's own identities")
+}
+
 fn between(name: &str, life: Duration, (least, most): (Duration, Duration)) -> Result<Seconds, Refusal> {
     if (least..=most).contains(&life) {
         return Ok(Seconds(life.as_secs()));
@@ -131,7 +135,10 @@ impl Console {
         let template = template.map_err(|e| bad(format!("template {:?}: {e}", form.spiffe_id)))?;
         // With a harmless value in each field it must be an ID that may be registered.
         let sample: Vec<&str> = form.spiffe_id.split('/').map(|s| if s.contains('{') { "x" } else { s }).collect();
-        self.registrable(&sample.join("/"))?;
+        // Of ours alone: another trust domain issues for its workloads itself.
+        if self.spiffe_id(&sample.join("/"))?.is_reserved() {
+            return Err(reserved());
+        }
         if form.selectors.is_empty() || form.parent.is_some() {
             return Err(bad(
                 "a template has selectors and no parent: its workloads attest by a token of their platform",
@@ -145,7 +152,7 @@ impl Console {
     fn registrable(&self, text: &str) -> Result<SpiffeId, Refusal> {
         let spiffe_id = self.spiffe_id_or_federated(text)?;
         if spiffe_id.is_reserved() {
-            return Err(bad("paths below /popgate are kept for popgate's own identities"));
+            return Err(reserved());
         }
         Ok(spiffe_id)
     }
@@ -252,7 +259,7 @@ impl Console {
         if IdTemplate::is_template(id) {
             return self.delete_template(actor, id).await;
         }
-        let id = self.spiffe_id_or_federated(id)?;
+        let id: SpiffeId = id.parse().map_err(|e| bad(format!("{id:?} is not a SPIFFE ID: {e}")))?;
         if self.stores.entries.get(&id).is_none() {
             return Err(Refusal::new(404, "not-found", format!("there is no entry {id}")));
         }
@@ -269,11 +276,12 @@ impl Console {
     }
 
     async fn delete_template(&self, actor: &Actor, name: &str) -> Result<Value, Refusal> {
-        if !self.stores.templates.delete(name).await? {
-            return Err(Refusal::new(404, "not-found", format!("there is no template {name}")));
-        }
+        let known = self.stores.templates.delete(name).await?;
         let made = |e: &Entry| e.template.as_deref() == Some(name);
         let made: Vec<Entry> = self.stores.entries.list().into_iter().filter(made).collect();
+        if !known && made.is_empty() {
+            return Err(Refusal::new(404, "not-found", format!("there is no template {name}")));
+        }
         for entry in &made {
             self.remove(actor, &entry.spiffe_id).await?;
         }

@@ -48,10 +48,15 @@ impl Console {
     pub async fn evict_node(&self, actor: &Actor, id: &str) -> Result<Value, Refusal> {
         actor.need(Role::Admin)?;
         let id = Self::node_id(id)?;
-        if !self.stores.nodes.delete(&id).await? {
+        let now = self.stores.clock.now();
+        let known =
+            self.stores.nodes.get(&id).is_some() || !self.stores.issued.live(Of::Node(&id), now).await?.is_empty();
+        if !known {
             return Err(Refusal::new(404, "not-found", format!("there is no node {id}")));
         }
         self.stores.join_tokens.void(&id).await?;
+        // The node first, so that nothing more is issued; where the rest fails, the same command again finds it.
+        self.stores.nodes.delete(&id).await?;
         self.stop_certificates(actor, Of::Node(&id), "its node was evicted").await?;
         self.log_registration(actor, "node", "evict", id.as_str()).await?;
         Ok(json!({"evicted": id}))
@@ -93,6 +98,11 @@ impl Console {
     pub async fn delete_bundle(&self, actor: &Actor, trust_domain: &str) -> Result<Value, Refusal> {
         actor.need(Role::Admin)?;
         let trust_domain = self.foreign(trust_domain)?;
+        if self.federated.contains(&trust_domain) {
+            let detail =
+                format!("{trust_domain} is configured: take its [[federation]] out of the configuration and restart");
+            return Err(Refusal::new(409, "configured", detail));
+        }
         if !self.stores.bundles.delete(&trust_domain).await? {
             return Err(Refusal::new(404, "not-found", format!("no bundle of {trust_domain} is known")));
         }

@@ -93,16 +93,21 @@ impl Console {
         self.stop_certificates(actor, Of::Identity(id), "its registration was deleted").await
     }
 
-    /// Stops live certificates, each to its end.
+    /// Stops live certificates, each to its end, until none is left: also those issued in between.
     pub(super) async fn stop_certificates(&self, actor: &Actor, of: Of<'_>, reason: &str) -> Result<(), Refusal> {
-        let now = self.stores.clock.now();
-        let revoked = self.stores.revocations.watch().borrow().clone();
-        for live in self.stores.issued.live(of, now).await? {
-            if !revoked.names_until(RevocationKind::Serial, &live.serial, live.not_after) {
-                self.stop(actor, RevocationKind::Serial, live.serial, reason.to_owned(), Some(live.not_after)).await?;
+        loop {
+            let now = self.stores.clock.now();
+            let revoked = self.stores.revocations.watch().borrow().clone();
+            let stopped = |serial: &str, end| revoked.names_until(RevocationKind::Serial, serial, end);
+            let mut live = self.stores.issued.live(of, now).await?;
+            live.retain(|l| !stopped(&l.serial, l.not_after));
+            if live.is_empty() {
+                return Ok(());
+            }
+            for one in live {
+                self.stop(actor, RevocationKind::Serial, one.serial, reason.to_owned(), Some(one.not_after)).await?;
             }
         }
-        Ok(())
     }
 
     fn person(form: PersonForm) -> Result<Person, Refusal> {

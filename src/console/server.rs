@@ -50,6 +50,8 @@ pub struct Console {
     pub svid_bounds: (Duration, Duration),
     /// Life of a certificate whose entry names none.
     pub default_ttl: Duration,
+    /// Trust domains whose bundles the configuration keeps.
+    pub federated: Vec<TrustDomain>,
     /// Names of our own servers, which no entry may claim.
     pub server_names: Vec<String>,
     /// One screen of facts.

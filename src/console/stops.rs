@@ -14,6 +14,7 @@ use crate::domain::revocation::{Revocation, RevocationKind, RevocationSet, Subje
 use crate::domain::spiffe_id::SpiffeId;
 use crate::domain::time::Timestamp;
 use crate::store::approvals::Step;
+use crate::store::issued::Of;
 use crate::store::revocations::NewRevocation;
 use crate::store::{Unavailable, entropy};
 
@@ -56,7 +57,7 @@ impl Console {
             .kind
             .parse()
             .map_err(|_| bad(format!("kind {:?} is not one of: {}", form.kind, RevocationKind::VARIANTS.join(", "))))?;
-        check_value(kind, &form.value)?;
+        let value = canonical(kind, &form.value)?;
         if form.reason.trim().is_empty() {
             return Err(bad("a reason is needed: it is what the log tells others later"));
         }
@@ -71,7 +72,13 @@ impl Console {
         if until.is_some() && kind == RevocationKind::Person {
             return Err(bad("a person's stop has no until: it is lifted by a person"));
         }
-        self.stop(actor, kind, form.value, form.reason, until).await
+        let receipt = self.stop(actor, kind, value.clone(), form.reason, until).await?;
+        if kind == RevocationKind::Node {
+            // What came through it is in many hands that know nothing of nodes: each certificate is stopped to its end.
+            let node: SpiffeId = value.parse().map_err(|e| bad(format!("{value:?}: {e}")))?;
+            self.stop_certificates(actor, Of::Node(&node), "its node was revoked").await?;
+        }
+        Ok(receipt)
     }
 
     /// Stops a subject and voids the open approvals that it asked for or decided.
@@ -139,7 +146,7 @@ impl Console {
     /// Stops a person and every workload that names them as owner, for good.
     pub async fn offboard(&self, actor: &Actor, form: OffboardForm) -> Result<Value, Refusal> {
         actor.need(Role::Admin)?;
-        check_value(RevocationKind::Person, &form.person)?;
+        canonical(RevocationKind::Person, &form.person)?;
         let known = self.stores.people.by_id(&form.person).is_some()
             || self.stores.entries.list().iter().any(|e| e.owner == form.person);
         if !known {
@@ -178,19 +185,23 @@ impl Console {
     }
 }
 
-fn check_value(kind: RevocationKind, value: &str) -> Result<(), Refusal> {
-    let sound = match kind {
-        RevocationKind::SpiffeId => value.parse::<SpiffeId>().is_ok(),
-        RevocationKind::Node => value.parse::<SpiffeId>().is_ok_and(|id| id.node_name().is_some()),
-        RevocationKind::Entry => value.parse::<SpiffeId>().is_ok() || IdTemplate::parse(value).is_ok(),
-        RevocationKind::Person => is_person_id(value),
+/// The subject as the ledger and everybody else writes it.
+fn canonical(kind: RevocationKind, value: &str) -> Result<String, Refusal> {
+    let id = |text: &str| text.parse::<SpiffeId>().ok();
+    let plain = |sound: bool| sound.then(|| value.to_owned());
+    let found = match kind {
+        RevocationKind::SpiffeId => id(value).map(|id| id.to_string()),
+        RevocationKind::Node => id(value).filter(|id| id.node_name().is_some()).map(|id| id.to_string()),
+        RevocationKind::Entry => id(value).map(|id| id.to_string()).or_else(|| plain(IdTemplate::parse(value).is_ok())),
+        RevocationKind::Person => plain(is_person_id(value)),
         RevocationKind::Serial => {
-            !value.is_empty() && value.bytes().all(|b| b.is_ascii_digit() || (b'a'..=b'f').contains(&b))
+            let hex = !value.is_empty() && value.bytes().all(|b| b.is_ascii_digit() || (b'a'..=b'f').contains(&b));
+            plain(hex)
         }
-        RevocationKind::Jkt => value.parse::<crate::domain::key::Jkt>().is_ok(),
-        RevocationKind::Jti | RevocationKind::Group => !value.is_empty() && !value.chars().any(char::is_control),
+        RevocationKind::Jkt => plain(value.parse::<crate::domain::key::Jkt>().is_ok()),
+        RevocationKind::Jti | RevocationKind::Group => plain(!value.is_empty() && !value.chars().any(char::is_control)),
     };
-    if sound { Ok(()) } else { Err(bad(format!("{value:?} is not a {kind}"))) }
+    found.ok_or_else(|| bad(format!("{value:?} is not a {kind}")))
 }
 
 fn view(revocation: &Revocation) -> Value {

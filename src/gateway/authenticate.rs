@@ -198,6 +198,9 @@ impl Gateway {
             if svid.spiffe_id.is_reserved() {
                 return refuse("a person's or a server's certificate does not call through the gateway");
             }
+            if now >= svid.not_after {
+                return refuse("the certificate of this connection has ended");
+            }
             if self.revoked.borrow().stops(&Subject::certificate(&svid.spiffe_id, &svid.serial), now).is_some() {
                 return refuse("the certificate on the connection is revoked");
             }

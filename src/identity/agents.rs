@@ -16,13 +16,13 @@ use crate::domain::refusal::Refusal;
 use crate::domain::revocation::Subject;
 use crate::domain::spiffe_id::SpiffeId;
 use crate::domain::time::Timestamp;
-use crate::identity::authority::Authority;
+use crate::identity::authority::{Authority, AuthorityError};
 use crate::identity::enrol::{Enrolment, Issued};
 use crate::identity::issue::{Order, Proof, proved_key};
 use crate::identity::profile;
 use crate::identity::revocation_lists::RevocationLists;
 use crate::protocol::jwt_svid;
-use crate::protocol::svid::{self, X509Svid};
+use crate::protocol::svid::X509Svid;
 use crate::store::{Stores, entropy};
 
 /// How often a quiet stream says that it lives.
@@ -38,6 +38,7 @@ pub struct AgentCaller {
     /// Its node.
     pub node: SpiffeId,
     subject: Subject,
+    not_after: Timestamp,
 }
 
 impl Enrolment {
@@ -48,13 +49,16 @@ impl Enrolment {
             return Err(Refusal::new(403, "node", "this is for agents: the certificate is not a node's"));
         }
         let subject = Subject { serial: Some(svid.serial.clone()), jkt: Some(svid.key.jkt()), ..Subject::of(&node) };
-        let caller = AgentCaller { node, subject };
+        let caller = AgentCaller { node, subject, not_after: svid.not_after };
         self.agent_stands(&caller)?;
         Ok(caller)
     }
 
     /// Refuses an agent whose node was evicted, or that was stopped.
-    fn agent_stands(&self, caller: &AgentCaller) -> Result<(), Refusal> {
+    pub(super) fn agent_stands(&self, caller: &AgentCaller) -> Result<(), Refusal> {
+        if self.stores.clock.now() >= caller.not_after {
+            return Err(Refusal::new(401, "certificate", "the node's certificate has ended"));
+        }
         if self.stores.nodes.get(&caller.node).is_none() {
             return Err(Refusal::new(403, "node", "this node is evicted: its agent must attest again"));
         }
@@ -73,13 +77,14 @@ impl Enrolment {
     }
 
     async fn issue_one_through(&self, caller: &AgentCaller, id: &SpiffeId, csr: &[u8]) -> Result<Issued, Refusal> {
+        self.agent_stands(caller)?;
         let now = self.stores.clock.now();
         let key = proved_key(csr)?;
         let (grant, _) = self.grant_through(&caller.node, id, now)?;
         self.check_key(&key, id, now).await?;
         let evidence = Sha256::of(csr);
         let proof = Proof { method: "agent".into(), evidence, lineage: None, renewable: false };
-        self.issue(Order { id: id.clone(), key, grant, proof }, now).await
+        self.issue(Order { id: id.clone(), key, grant, proof, renewed: None }, now).await
     }
 
     /// A CA certificate for a server that issues in this trust domain: the workload's entry must allow it.
@@ -93,13 +98,15 @@ impl Enrolment {
         }
         let key = proved_key(csr)?;
         let life = profile::downstream().life.0;
-        let chain =
-            self.authority.issue_ca(&key, life, now).map_err(|e| Refusal::new(403, "downstream", e.to_string()))?;
+        let refused = |e: AuthorityError| Refusal::new(403, "downstream", e.to_string());
+        let chain = self.authority.issue_ca(&key, life, now).map_err(refused)?;
+        let kept = self.authority.keep_downstream(&chain[0], now);
+        let kept = kept.map_err(|e| Refusal::unavailable("the certificate authority", e))?;
         let event = Event::Authority {
             role: format!("downstream of {}", svid.spiffe_id),
-            key_id: svid::spki_sha256(&chain[0]).map(|d| d.to_string()).unwrap_or_default(),
-            certificate_sha256: Some(Sha256::of(&chain[0])),
-            not_after: None,
+            key_id: kept.id,
+            certificate_sha256: kept.certificate_sha256,
+            not_after: Some(kept.not_after),
             state: Some("active".into()),
         };
         self.stores.evidence.append(Staged::plain(now, event)).await?;
@@ -113,6 +120,7 @@ impl Enrolment {
         id: &SpiffeId,
         audiences: &[String],
     ) -> Result<(String, Timestamp), Refusal> {
+        self.agent_stands(caller)?;
         let now = self.stores.clock.now();
         let (_, entry) = self.grant_through(&caller.node, id, now)?;
         self.jwt(&entry, audiences, Some(&caller.node), now).await
@@ -141,14 +149,14 @@ impl Enrolment {
             return Err(Refusal::new(400, "audience", "name one to sixteen audiences, each a text"));
         }
         let signer = self.authority.jwt_signer();
-        let (kid, key) = signer.ok_or_else(|| Refusal::unavailable("the JWT-SVID authority", "none is active"))?;
-        let until = now.plus(entry.jwt_svid_ttl.map_or(JWT_TTL, Seconds::duration));
+        let signer = signer.ok_or_else(|| Refusal::unavailable("the JWT-SVID authority", "none is active"))?;
+        let until = now.plus(entry.jwt_svid_ttl.map_or(JWT_TTL, Seconds::duration)).min(signer.not_after);
         let jti = entropy::random_id();
-        let token = jwt_svid::issue(&entry.spiffe_id, audiences, &jti, (now, until), &kid, &key);
+        let token = jwt_svid::issue(&entry.spiffe_id, audiences, &jti, (now, until), &signer.kid, &signer.key);
         let event = Event::JwtIssuance(JwtIssuance {
             spiffe_id: entry.spiffe_id.clone(),
             node: node.cloned(),
-            key_id: kid,
+            key_id: signer.kid,
             token_sha256: Sha256::of(token.as_bytes()),
             audience_sha256: Sha256::of(audiences.join("\n").as_bytes()),
             expires_at: until,

@@ -31,6 +31,8 @@ pub struct Attested {
     pub selectors: BTreeSet<Selector>,
     /// What it is called as a node, below `/popgate/node/`.
     pub node_name: String,
+    /// Whether it may be a node at all: whoever has some token of a public platform is none.
+    pub may_be_node: bool,
     /// Whether its certificate renews; where the proof is at hand again, it attests again instead.
     pub renewable: bool,
 }
@@ -99,12 +101,21 @@ pub async fn attest(
             format!("this server does not attest by that method; it does by: {ways}"),
         ));
     }
+    // Two clusters may share an issuer's name: one that refuses is not the last word.
+    let mut last = refused("no configured issuer fits");
     for attestor in attestors.iter().filter(|a| a.method() == method) {
-        if let Some(attested) = attestor.attest(evidence).await? {
-            return Ok(attested);
+        match attestor.attest(evidence).await {
+            Ok(Some(attested)) => return Ok(attested),
+            Ok(None) => {}
+            Err(refusal) => last = refusal,
         }
     }
-    Err(refused("no configured issuer fits"))
+    Err(last)
+}
+
+/// Whether all of the selectors that a node must have were found; without any, nobody may be one.
+fn may_be_node(required: &[String], found: &BTreeSet<Selector>) -> bool {
+    !required.is_empty() && required.iter().all(|r| found.iter().any(|s| s.as_str() == r))
 }
 
 /// One text for every fault of evidence; the log tells which.

@@ -4,7 +4,7 @@
 pub mod certificates;
 mod change;
 pub mod keys;
-mod live;
+pub mod live;
 pub mod revoked;
 pub mod state;
 #[cfg(test)]
@@ -22,14 +22,13 @@ use crate::domain::spiffe_id::{SpiffeId, TrustDomain};
 use crate::domain::time::Timestamp;
 use crate::identity::authority::certificates::{ProvedKey, ca, leaf};
 use crate::identity::authority::keys::{KeyStore, KeyStoreError};
-use crate::identity::authority::live::{Active, Live, kid};
+use crate::identity::authority::live::{Active, JwtSigner, Live};
 use crate::identity::authority::state::{Authorities, AuthorityKind, AuthorityState, Record, StateError};
 use crate::identity::profile;
 use crate::net::files;
 use crate::net::keys::P256Key;
 use crate::protocol::bundle::TrustBundle;
 use crate::protocol::jwk::PublicKey;
-use crate::protocol::jws::SigningKey;
 use crate::protocol::svid::{self, X509Svid};
 
 /// Why the authority cannot work.
@@ -49,6 +48,8 @@ pub enum AuthorityError {
     Profile(#[from] svid::SvidError),
     #[error("{0:?} is neither a DNS name nor an IP address")]
     Name(String),
+    #[error("{0} is of another trust domain, which issues for it itself")]
+    Foreign(SpiffeId),
     #[error("no issuing CA is active: {0}")]
     NoIssuer(&'static str),
     #[error("the chain is not installed: {0}")]
@@ -139,7 +140,7 @@ impl Authority {
         if file.exists() {
             state = serde_json::from_str(&files::read(&file)?).map_err(|_| refuse())?;
         }
-        let ours = |r: &Record| r.chain.last().is_none_or(|der| svid::is_ca_of(&der.bytes(), &trust_domain.id()));
+        let ours = |r: &Record| r.chain.first().is_none_or(|der| svid::is_ca_of(&der.bytes(), &trust_domain.id()));
         if !state.records.iter().filter(|r| r.kind != AuthorityKind::Root || !policy.upstream).all(ours) {
             return Err(refuse());
         }
@@ -152,7 +153,8 @@ impl Authority {
             state: Mutex::new(state),
             changes: watch::channel(0).0,
         };
-        authority.refresh(&authority.state(), now)?;
+        let live = authority.derive(&authority.state(), now)?;
+        authority.live.store(Arc::new(live));
         authority.tick(now)?;
         Ok(authority)
     }
@@ -174,11 +176,9 @@ impl Authority {
         now: Timestamp,
     ) -> Result<(), AuthorityError> {
         let text = serde_json::to_string_pretty(&next).expect("strings and numbers");
-        self.refresh(&next, now)?;
-        if let Err(error) = files::write_private(&self.file, text.as_bytes()) {
-            self.refresh(state, now)?;
-            return Err(error.into());
-        }
+        let live = self.derive(&next, now)?;
+        files::write_private(&self.file, text.as_bytes())?;
+        self.live.store(Arc::new(live));
         **state = next;
         self.changes.send_modify(|n| *n += 1);
         Ok(())
@@ -194,9 +194,16 @@ impl Authority {
         self.state().records.clone()
     }
 
-    /// The key that signs JWT-SVIDs and its `kid`.
-    pub fn jwt_signer(&self) -> Option<(String, Arc<SigningKey>)> {
-        self.live.load().jwt.as_ref().map(|(id, key)| (kid(id), key.clone()))
+    /// The key that signs JWT-SVIDs.
+    pub fn jwt_signer(&self) -> Option<JwtSigner> {
+        self.live.load().jwt.clone()
+    }
+
+    /// The chain of an issuing CA's certificate: itself, and with an upstream CA what leads to its root.
+    pub fn chain_of(&self, issuer: &[u8]) -> Vec<Vec<u8>> {
+        let state = self.state();
+        let known = state.records.iter().find(|r| r.chain.first().is_some_and(|c| c.bytes() == issuer));
+        known.map_or_else(|| vec![issuer.to_vec()], |r| r.chain.iter().map(state::Der::bytes).collect())
     }
 
     /// The pin of join tokens: SHA-256 of the active root's public key.
@@ -219,11 +226,25 @@ impl Authority {
         self.live.load().tainted.clone()
     }
 
-    /// Whether a leaf comes from a CA that is trusted no more.
-    pub fn has_revoked_issuer(&self, leaf: &[u8]) -> bool {
+    /// Whether a CA is revoked that has not ended.
+    pub fn has_revoked(&self) -> bool {
+        !self.live.load().revoked.is_empty()
+    }
+
+    /// Holds the verified way from a leaf of ours to its root to what a library does not know: no CA on it is revoked, and
+    /// popgate's own identities come from its own issuing CAs, never from one below them.
+    pub fn check_path(&self, leaf: &SpiffeId, cas: &[&[u8]]) -> Result<(), &'static str> {
         let live = self.live.load();
-        !live.revoked.is_empty()
-            && svid::key_identifiers(leaf).and_then(|ids| ids.authority).is_none_or(|id| live.revoked.contains(&id))
+        let ids: Vec<String> = cas.iter().filter_map(|ca| svid::spki_sha256(ca)).map(|d| d.to_string()).collect();
+        if ids.len() != cas.len() || ids.iter().any(|id| live.revoked.contains(id)) {
+            return Err("its issuing CA is trusted no more");
+        }
+        let own = ids.first().is_some_and(|id| live.own.contains(id));
+        if leaf.is_reserved() && !own {
+            Err("only popgate's own issuing CAs name popgate's own identities")
+        } else {
+            Ok(())
+        }
     }
 
     /// Issues a leaf for a key that its holder has proved.
@@ -235,6 +256,9 @@ impl Authority {
         life: Duration,
         now: Timestamp,
     ) -> Result<Made, AuthorityError> {
+        if !id.is_member_of(&self.trust_domain) {
+            return Err(AuthorityError::Foreign(id.clone()));
+        }
         let live = self.live.load();
         let active = active(&live, now)?;
         let wanted = now.plus(life);

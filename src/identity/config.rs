@@ -90,6 +90,9 @@ impl IdentityConfig {
                 ));
             }
         }
+        if !self.danger_short_lives && self.jwt_key_life.0 < LONGEST_JWT * 6 {
+            return Err("identity.jwt_key_life is 6h at least: a key stays in the bundle for a sixth of its life after it last signed".into());
+        }
         let (least, most) = self.svid_bounds();
         if !(least..=most).contains(&self.svid_ttl.0) {
             let (least, most) = (format_duration(least), format_duration(most));

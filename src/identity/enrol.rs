@@ -45,7 +45,7 @@ pub type Issued = (Made, Timestamp);
 
 impl Enrolment {
     /// `POST /v1/attest` with a join token: for a workload, a person or a node.
-    pub async fn join(&self, token: &JoinToken, csr: &[u8]) -> Result<Issued, Refusal> {
+    pub async fn join(&self, token: &JoinToken, csr: &[u8], as_node: bool) -> Result<Issued, Refusal> {
         let now = self.stores.clock.now();
         let key = proved_key(csr)?;
         let refused = |why: &str| {
@@ -54,11 +54,16 @@ impl Enrolment {
         };
         let named = self.stores.join_tokens.identity(token.digest()).await?.ok_or_else(|| refused("unknown"))?;
         let is_node = named.node_name().is_some();
+        if as_node && !is_node {
+            let detail = format!(
+                "this join token is for {named}, which is no node: `popgate join-token create --node NAME` makes one for an agent"
+            );
+            return Err(Refusal::new(409, "node", detail));
+        }
         if is_node {
             self.check_not_stopped(&Subject::of(&named), now)?;
-        } else {
-            self.grant(&named, now)?;
         }
+        let before = if is_node { None } else { Some(self.grant(&named, now)?) };
         self.check_key(&key, &named, now).await?;
         let proof = Proof { method: "join_token".into(), evidence: token.digest(), lineage: None, renewable: true };
         let spent = self.stores.join_tokens.spend(token.digest(), Sha256::of(csr), now).await?;
@@ -70,8 +75,11 @@ impl Enrolment {
         if is_node {
             self.keep_node(&node(&id, "join_token", now, true)).await?;
         }
-        let grant = self.grant(&id, now)?;
-        let order = Order { id, key, grant, proof };
+        let grant = match before {
+            Some(grant) => grant,
+            None => self.grant(&id, now)?,
+        };
+        let order = Order { id, key, grant, proof, renewed: None };
         if again { self.again(order, now).await } else { self.issue(order, now).await }
     }
 
@@ -95,7 +103,7 @@ impl Enrolment {
         self.check_key(&key, &id, now).await?;
         let Attested { method, evidence, renewable, .. } = attested;
         let proof = Proof { method, evidence, lineage: None, renewable };
-        self.issue(Order { id, key, grant, proof }, now).await
+        self.issue(Order { id, key, grant, proof, renewed: None }, now).await
     }
 
     /// The one entry that fits what attestation found, or the wanted one of several. A template makes its entry here.
@@ -107,6 +115,8 @@ impl Enrolment {
     ) -> Result<SpiffeId, Refusal> {
         let found = &attested.selectors;
         let mut fitting: Vec<Entry> = self.stores.entries.direct(found);
+        // What a template made counts as that template says now.
+        fitting.retain(|e| e.template.is_none());
         for template in self.stores.templates.fitting(found) {
             let name = template.spiffe_id.as_str().to_owned();
             match template.spiffe_id.expand(found) {
@@ -133,24 +143,32 @@ impl Enrolment {
         }
     }
 
-    /// Keeps the entry that a template made, once.
+    /// Keeps the entry that a template makes, as the template says now.
     async fn keep_made(&self, entry: &Entry) -> Result<(), Refusal> {
-        match (&entry.template, self.stores.entries.get(&entry.spiffe_id)) {
-            (None, _) => Ok(()),
-            (Some(template), Some(there)) if there.template.as_ref() == Some(template) => Ok(()),
-            (Some(_), Some(_)) => Err(Refusal::new(403, "entry", "another entry has the ID that the template makes")),
-            (Some(template), None) => {
-                self.check_not_stopped(&Subject::workload(entry), self.stores.clock.now())?;
-                // Whoever loses a race finds the entry there: it is the same one.
-                if self.stores.entries.create(entry).await.is_ok() {
-                    self.log_registration("entry", "template", entry.spiffe_id.as_str(), template).await?;
-                }
-                Ok(())
+        let Some(template) = &entry.template else { return Ok(()) };
+        match self.stores.entries.get(&entry.spiffe_id) {
+            Some(there) if there == *entry => return Ok(()),
+            Some(there) if there.template.as_ref() != Some(template) => {
+                return Err(Refusal::new(403, "entry", "another entry has the ID that the template makes"));
             }
+            _ => {}
         }
+        self.check_not_stopped(&Subject::workload(entry), self.stores.clock.now())?;
+        self.stores.entries.put(entry).await?;
+        // Whoever deletes the template lists its entries after that: either they see this one, or it is seen here.
+        if !self.stores.templates.list().iter().any(|t| t.spiffe_id.as_str() == template) {
+            self.stores.entries.delete(&entry.spiffe_id).await?;
+            return Err(Refusal::new(403, "entry", "the template was deleted meanwhile"));
+        }
+        self.log_registration("entry", "template", entry.spiffe_id.as_str(), template).await
     }
 
     async fn attested_node(&self, attested: &Attested, now: Timestamp) -> Result<SpiffeId, Refusal> {
+        if !attested.may_be_node {
+            let detail =
+                "what was attested may not be a node here: `nodes` of its [[trust.…]] names the selectors that one has";
+            return Err(Refusal::new(403, "node", detail));
+        }
         let id = crate::domain::node::node_id(self.authority.trust_domain(), &attested.node_name);
         let id =
             id.ok_or_else(|| Refusal::new(400, "attestation", "what was attested makes no SPIFFE ID of a node"))?;
@@ -195,7 +213,8 @@ impl Enrolment {
         let proof = Proof { method: "renewal".into(), evidence, lineage: Some(lineage.clone()), renewable: true };
         let claimed = self.stores.issued.claim_renewal(&old.serial, key.jkt()).await?;
         let keep = grant.keep_lineage;
-        let order = Order { id: old.spiffe_id.clone(), key, grant, proof };
+        let renewed = Some((old.serial.clone(), old.key.jkt()));
+        let order = Order { id: old.spiffe_id.clone(), key, grant, proof, renewed };
         match claimed {
             Renewal::First => self.issue(order, now).await,
             Renewal::Again => self.again(order, now).await,
@@ -235,16 +254,20 @@ impl Enrolment {
                 "this certificate was renewed with another key before; enrol again",
             ));
         }
-        for live in self.stores.issued.live(Of::Lineage(&lineage.first), now).await? {
+        let mut stopped = HashSet::new();
+        loop {
+            // Again and again, for what was issued in between.
+            let live = self.stores.issued.live(Of::Lineage(&lineage.first), now).await?;
+            let Some(next) = live.into_iter().find(|l| !stopped.contains(&l.serial)) else { break };
             let new = NewRevocation {
                 kind: RevocationKind::Serial,
-                value: live.serial,
+                value: next.serial.clone(),
                 reason: "a certificate of its lineage was renewed with two keys".into(),
                 by: format!("{}/popgate/identity", self.authority.trust_domain().id()),
-                until: Some(live.not_after),
+                until: Some(next.not_after),
             };
-            let stopped = self.stores.revocations.add(&new, now).await?;
-            self.stores.log_stop(&stopped).await?;
+            self.stores.log_stop(&self.stores.revocations.add(&new, now).await?).await?;
+            stopped.insert(next.serial);
         }
         let detail =
             "this certificate was renewed with another key before, so all of its lineage is revoked; enrol again";

@@ -178,7 +178,7 @@ impl Relation {
         };
         let bundle = known(stores, &endpoint.trust_domain());
         let bundle = bundle.ok_or_else(|| format!("no bundle of {} is known", endpoint.trust_domain()))?;
-        let check: tls::LeafCheck = Arc::new(move |der| {
+        let check: tls::LeafCheck = Arc::new(move |der, _| {
             let svid = X509Svid::parse(der).map_err(|e| e.to_string())?;
             (svid.spiffe_id == endpoint).then_some(()).ok_or_else(|| format!("the endpoint is {}", svid.spiffe_id))
         });

@@ -61,6 +61,9 @@ impl Enrolment {
         id: &SpiffeId,
         now: Timestamp,
     ) -> Result<(Grant, Entry), Refusal> {
+        if self.stores.nodes.get(node).is_none() {
+            return Err(Refusal::new(403, "node", format!("{node} is evicted: its agent must attest again")));
+        }
         let entry = self.stores.entries.get(id).filter(|e| e.parent.as_ref().is_some_and(|p| p.covers(node)));
         let entry = entry.ok_or_else(|| Refusal::new(403, "entry", format!("{id} is no entry of {node}")))?;
         let mut grant = self.entry_grant(entry.clone(), now)?;
@@ -80,11 +83,7 @@ impl Enrolment {
 
     pub(super) async fn check_key(&self, key: &PublicKey, id: &SpiffeId, now: Timestamp) -> Result<(), Refusal> {
         if self.stores.issued.held_by_another(key.jkt(), id, now).await? {
-            return Err(Refusal::new(
-                409,
-                "key-in-use",
-                "the CSR's key is in a live certificate of another identity; make a new key",
-            ));
+            return Err(key_in_use());
         }
         Ok(())
     }
@@ -92,4 +91,9 @@ impl Enrolment {
 
 fn not_registered(id: &SpiffeId) -> Refusal {
     Refusal::new(403, "entry", format!("{id} is not registered any more"))
+}
+
+pub(super) fn key_in_use() -> Refusal {
+    let detail = "the CSR's key is in a live certificate of another identity; make a new key";
+    Refusal::new(409, "key-in-use", detail)
 }

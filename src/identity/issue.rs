@@ -4,13 +4,15 @@ use std::sync::PoisonError;
 use std::time::Duration;
 
 use crate::domain::digest::Sha256;
+use crate::domain::key::Jkt;
 use crate::domain::leaf::{Event, Issuance, Staged};
 use crate::domain::refusal::Refusal;
+use crate::domain::revocation::Subject;
 use crate::domain::spiffe_id::SpiffeId;
 use crate::domain::time::Timestamp;
 use crate::identity::authority::Made;
 use crate::identity::enrol::{Enrolment, Issued};
-use crate::identity::grant::Grant;
+use crate::identity::grant::{Grant, key_in_use};
 use crate::protocol::csr;
 use crate::protocol::jwk::PublicKey;
 use crate::protocol::svid::X509Svid;
@@ -36,6 +38,8 @@ pub(super) struct Order {
     pub(super) key: PublicKey,
     pub(super) grant: Grant,
     pub(super) proof: Proof,
+    /// Serial and key of the certificate that it replaces: whoever stops those stops this.
+    pub(super) renewed: Option<(String, Jkt)>,
 }
 
 /// Reads a CSR and verifies that its key signed it.
@@ -45,7 +49,7 @@ pub(super) fn proved_key(csr: &[u8]) -> Result<PublicKey, Refusal> {
 
 impl Enrolment {
     pub(super) async fn issue(&self, order: Order, now: Timestamp) -> Result<Issued, Refusal> {
-        let Order { id, key, grant, proof } = &order;
+        let Order { id, key, grant, proof, .. } = &order;
         let made = self
             .authority
             .issue(id, key, &grant.dns, grant.life, now)
@@ -53,13 +57,20 @@ impl Enrolment {
         let row = row(&made, proof, grant.subject.node.as_ref(), now);
         // The leaf first: no certificate is in the ledger, and so none is handed out, that the log does not have.
         self.stores.evidence.append(Staged::plain(now, Event::Issuance(issuance(&made, proof)))).await?;
-        self.stores.issued.record(&row).await?;
+        if !self.stores.issued.record(&row, now).await? {
+            return Err(key_in_use());
+        }
         // A change of the registration meanwhile either sees this row and stops it, or is seen here.
         let present = match &grant.subject.node {
             Some(node) => self.grant_through(node, id, now).map(|(g, _)| g),
             None => self.grant(id, now),
         };
-        let same = |now: &Grant| now.subject.person == grant.subject.person && now.dns == grant.dns;
+        let stands = |present: &Grant| {
+            let (serial, jkt) = order.renewed.clone().unzip();
+            let subject = Subject { serial, jkt, ..present.subject.clone() };
+            self.check_not_stopped(&subject, self.stores.clock.now()).is_ok()
+        };
+        let same = |now: &Grant| now.subject.person == grant.subject.person && now.dns == grant.dns && stands(now);
         if !present.as_ref().is_ok_and(same) {
             self.stores.issued.withdraw(&row.serial).await?;
             return Err(Refusal::new(403, "entry", format!("the registration of {id} changed meanwhile; try again")));
@@ -94,7 +105,7 @@ impl Enrolment {
         let broken = |e| Refusal::unavailable("the ledger", format!("a certificate does not read back: {e}"));
         let svid = X509Svid::parse(&row.der).map_err(broken)?;
         let renew_after = renewal(svid.not_before, svid.not_after);
-        let chain = vec![row.der, row.issuer];
+        let chain = std::iter::once(row.der).chain(self.authority.chain_of(&row.issuer)).collect();
         Ok((Made { chain, svid, issuer_key_id: String::new(), cut: false }, renew_after))
     }
 }

@@ -108,6 +108,7 @@ mod tests {
     #[test]
     fn the_profiles_are_readable_and_in_order() {
         let (least, most) = super::workload_bounds();
+        assert_eq!(super::downstream().common_name, crate::protocol::svid::DOWNSTREAM);
         assert!(least < most && most < super::issuing().life.0 && super::issuing().life.0 < super::root().life.0);
     }
 }

@@ -21,7 +21,7 @@ pub struct RevocationLists {
 }
 
 struct Made {
-    head: i64,
+    set: Arc<RevocationSet>,
     bundle_sequence: u64,
     at: Timestamp,
     any_revoked: bool,
@@ -45,8 +45,8 @@ impl RevocationLists {
             Ok((true, lists)) => lists,
             Ok((false, _)) => Vec::new(),
             Err(error) => {
-                tracing::error!(%error, "revocation lists cannot be made");
-                Vec::new()
+                tracing::error!(%error, "revocation lists cannot be made; the last ones serve on");
+                self.made.lock().await.as_ref().filter(|m| m.any_revoked).map(|m| m.lists.clone()).unwrap_or_default()
             }
         }
     }
@@ -57,7 +57,7 @@ impl RevocationLists {
         let set = self.stores.revocations.watch().borrow().clone();
         let sequence = self.authority.bundle().sequence;
         let fits = |m: &&Made| {
-            m.head == set.head && m.bundle_sequence == sequence && now >= m.at && now.since(m.at) < LIST_LIFE / 2
+            Arc::ptr_eq(&m.set, &set) && m.bundle_sequence == sequence && now >= m.at && now.since(m.at) < LIST_LIFE / 2
         };
         if let Some(fresh) = made.as_ref().filter(fits) {
             return Ok((fresh.any_revoked, fresh.lists.clone()));
@@ -67,8 +67,8 @@ impl RevocationLists {
         let number = made.as_ref().map_or(now.millis(), |m| now.millis().max(m.at.millis() + 1));
         let lists = self.authority.revocation_lists(&revoked, number, now);
         let lists = lists.map_err(|e| Refusal::unavailable("the certificate authority", e))?;
-        let any_revoked = !revoked.is_empty();
-        *made = Some(Made { head: set.head, bundle_sequence: sequence, at: now, any_revoked, lists: lists.clone() });
+        let any_revoked = !revoked.is_empty() || self.authority.has_revoked();
+        *made = Some(Made { set: set.clone(), bundle_sequence: sequence, at: now, any_revoked, lists: lists.clone() });
         Ok((any_revoked, lists))
     }
 

@@ -12,6 +12,7 @@ use base64::Engine as _;
 use base64::prelude::BASE64_STANDARD;
 use serde_json::{Map, Value, json};
 use tokio::sync::mpsc;
+use tokio_util::task::TaskTracker;
 
 use crate::domain::leaf::{Event, Staged};
 use crate::domain::refusal::Refusal;
@@ -59,6 +60,17 @@ pub struct IdentityPlane {
     pub servers: Servers,
     /// Streams that must end before the service does.
     pub drain: Drain,
+    /// What must end before the evidence log closes.
+    pub tasks: TaskTracker,
+}
+
+/// Does a change to its end, whether its caller waits or not: one that is cut in half is nobody's.
+async fn whole<T: Send + 'static>(
+    plane: &IdentityPlane,
+    change: impl Future<Output = Result<T, Refusal>> + Send + 'static,
+) -> Result<T, Refusal> {
+    let ended = plane.tasks.spawn(change).await;
+    ended.unwrap_or_else(|error| Err(Refusal::unavailable("the identity service", error)))
 }
 
 /// The listener's routes.
@@ -87,25 +99,30 @@ type Plane = State<Arc<IdentityPlane>>;
 type From = Extension<Arc<Peer>>;
 
 async fn attest(State(plane): Plane, body: Body) -> Response<Body> {
-    let result = attest_steps(&plane, body).await;
+    let result = match read_json(body).await {
+        Ok(request) => {
+            let inner = plane.clone();
+            whole(&plane, async move { attest_steps(&inner, &request).await }).await
+        }
+        Err(refusal) => Err(refusal),
+    };
     answer(&plane, result)
 }
 
-async fn attest_steps(plane: &IdentityPlane, body: Body) -> Result<Issued, Refusal> {
-    let request = read_json(body).await?;
+async fn attest_steps(plane: &IdentityPlane, request: &Map<String, Value>) -> Result<Issued, Refusal> {
     let member = |name: &str| request.get(name).and_then(Value::as_str);
     let method = member("method").unwrap_or_default();
-    let csr = csr(&request)?;
+    let csr = csr(request)?;
+    let as_node = request.get("node").and_then(Value::as_bool).unwrap_or(false);
     if method == "join_token" {
         let token = JoinToken::parse(member("join_token").unwrap_or_default());
         let token = token.map_err(|e| Refusal::new(401, "join-token", e.to_string()))?;
-        return plane.enrolment.join(&token, &csr).await;
+        return plane.enrolment.join(&token, &csr, as_node).await;
     }
     let wanted = member("spiffe_id").map(spiffe_id).transpose()?;
-    let as_node = request.get("node").and_then(Value::as_bool).unwrap_or(false);
     let audience = plane.enrolment.authority.trust_domain().id();
     let now = plane.enrolment.stores.clock.now();
-    let evidence = Evidence { members: &request, audience: &audience, csr: &csr, now };
+    let evidence = Evidence { members: request, audience: &audience, csr: &csr, now };
     plane.enrolment.attest(method, &evidence, wanted.as_ref(), as_node).await
 }
 
@@ -119,22 +136,26 @@ async fn renew(State(plane): Plane, Extension(peer): From, body: Body) -> Respon
 }
 
 async fn renew_steps(plane: &IdentityPlane, peer: &Peer, body: Body) -> Result<Issued, Refusal> {
-    let old = certificate(peer)?;
     let request = read_json(body).await?;
-    plane.enrolment.renew(&old, &csr(&request)?).await
+    let (old, csr, enrolment) = (certificate(plane, peer)?, csr(&request)?, plane.enrolment.clone());
+    whole(plane, async move { enrolment.renew(&old, &csr).await }).await
 }
 
-/// The certificate of the connection.
-fn certificate(peer: &Peer) -> Result<X509Svid, Refusal> {
+/// The certificate of the connection, if it is valid still: connections outlive handshakes.
+fn certificate(plane: &IdentityPlane, peer: &Peer) -> Result<X509Svid, Refusal> {
     let leaf = peer.leaf.as_ref().ok_or_else(|| {
         Refusal::new(401, "certificate", "this needs the caller's certificate, and the connection has none")
     })?;
-    X509Svid::parse(leaf).map_err(|e| Refusal::new(401, "certificate", e.to_string()))
+    let svid = X509Svid::parse(leaf).map_err(|e| Refusal::new(401, "certificate", e.to_string()))?;
+    if plane.enrolment.stores.clock.now() >= svid.not_after {
+        return Err(Refusal::new(401, "certificate", "the certificate of this connection has ended"));
+    }
+    Ok(svid)
 }
 
 /// The agent of the connection.
 fn agent(plane: &IdentityPlane, peer: &Peer) -> Result<AgentCaller, Refusal> {
-    plane.enrolment.agent(&certificate(peer)?)
+    plane.enrolment.agent(&certificate(plane, peer)?)
 }
 
 async fn agent_updates(State(plane): Plane, Extension(peer): From) -> Response<Body> {
@@ -165,8 +186,8 @@ async fn agent_svids(State(plane): Plane, Extension(peer): From, body: Body) -> 
 }
 
 async fn agent_svids_steps(plane: &IdentityPlane, peer: &Peer, body: Body) -> Result<Value, Refusal> {
-    let caller = agent(plane, peer)?;
     let request = read_json_up_to(body, MAX_BATCH).await?;
+    let caller = agent(plane, peer)?;
     let orders = request.get("orders").and_then(Value::as_array).filter(|o| o.len() <= MAX_ORDERS);
     let orders = orders.ok_or_else(|| Refusal::new(400, "orders", "orders is a list of at most 512"))?;
     let order = |order: &Value| {
@@ -187,8 +208,8 @@ async fn agent_svids_steps(plane: &IdentityPlane, peer: &Peer, body: Body) -> Re
 
 async fn agent_jwt_svid(State(plane): Plane, Extension(peer): From, body: Body) -> Response<Body> {
     let steps = async {
-        let caller = agent(&plane, &peer)?;
         let request = read_json(body).await?;
+        let caller = agent(&plane, &peer)?;
         let id = spiffe_id(request.get("spiffe_id").and_then(Value::as_str).unwrap_or_default())?;
         plane.enrolment.jwt_through(&caller, &id, &audiences(&request)).await
     };
@@ -197,8 +218,8 @@ async fn agent_jwt_svid(State(plane): Plane, Extension(peer): From, body: Body) 
 
 async fn jwt_svid(State(plane): Plane, Extension(peer): From, body: Body) -> Response<Body> {
     let steps = async {
-        let svid = certificate(&peer)?;
         let request = read_json(body).await?;
+        let svid = certificate(&plane, &peer)?;
         plane.enrolment.jwt_for(&svid, &audiences(&request)).await
     };
     jwt_answer(&plane, steps.await)
@@ -221,8 +242,8 @@ fn jwt_answer(plane: &IdentityPlane, result: Result<(String, Timestamp), Refusal
 
 async fn downstream(State(plane): Plane, Extension(peer): From, body: Body) -> Response<Body> {
     let steps = async {
-        let svid = certificate(&peer)?;
         let request = read_json(body).await?;
+        let svid = certificate(&plane, &peer)?;
         plane.enrolment.issue_downstream(&svid, &csr(&request)?).await
     };
     match steps.await {

@@ -19,8 +19,9 @@ use webpki::{EndEntityCert, KeyUsage, anchor_from_trusted_cert};
 
 use crate::domain::time::{Clock, Timestamp};
 
-/// Decides about a leaf whose chain holds; the text says why not.
-pub type LeafCheck = Arc<dyn Fn(&[u8]) -> Result<(), String> + Send + Sync>;
+/// Decides about a leaf whose chain holds, given the CAs on its way to the root, the leaf's issuer first; the text says why
+/// not.
+pub type LeafCheck = Arc<dyn Fn(&[u8], &[&[u8]]) -> Result<(), String> + Send + Sync>;
 
 /// Finds the roots that a presented chain may lead to: for a pinned root, the presented one that fits the pin.
 pub type RootFinder = Arc<dyn Fn(&[CertificateDer<'_>]) -> Vec<Vec<u8>> + Send + Sync>;
@@ -75,10 +76,12 @@ impl PeerVerifier {
             roots.iter().map(anchor_from_trusted_cert).collect::<Result<_, _>>().map_err(bad)?;
         let end_entity = EndEntityCert::try_from(leaf).map_err(bad)?;
         let now = UnixTime::since_unix_epoch(self.clock.now().since(Timestamp::ZERO));
-        end_entity
+        let path = end_entity
             .verify_for_usage(self.algorithms.all, &anchors, intermediates, now, usage, None, None)
             .map_err(bad)?;
-        (self.check)(leaf.as_ref()).map_err(|why| {
+        let cas: Vec<CertificateDer<'_>> = path.intermediate_certificates().map(webpki::Cert::der).collect();
+        let cas: Vec<&[u8]> = cas.iter().map(AsRef::as_ref).collect();
+        (self.check)(leaf.as_ref(), &cas).map_err(|why| {
             tracing::debug!(why, "leaf refused");
             rustls::Error::InvalidCertificate(rustls::CertificateError::Other(rustls::OtherError(Arc::new(TlsError(
                 why,

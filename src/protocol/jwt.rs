@@ -170,15 +170,16 @@ pub fn verify(text: &str, keys: &[JwtKey]) -> Result<Map<String, Value>, JwtErro
     Ok(jws.payload_object()?)
 }
 
-/// Holds `exp`, and `nbf` and `iat` where they are, against the time (RFC 7519 section 4.1).
-pub fn check_time(claims: &Map<String, Value>, now: Timestamp, leeway: u64) -> Result<Timestamp, JwtError> {
+/// Holds `exp`, and `nbf` and `iat` where they are, against the time (RFC 7519 section 4.1); `late` and `early` are the
+/// seconds that clocks may differ by.
+pub fn check_time(claims: &Map<String, Value>, now: Timestamp, late: u64, early: u64) -> Result<Timestamp, JwtError> {
     let number = |name: &str| claims.get(name).map(|v| seconds(v).ok_or(JwtError::NoEnd)).transpose();
     let end = number("exp")?.ok_or(JwtError::NoEnd)?;
-    if now.unix() >= end.saturating_add(leeway) {
+    if now.unix() >= end.saturating_add(late) {
         return Err(JwtError::Expired);
     }
     for name in ["nbf", "iat"] {
-        if number(name)?.is_some_and(|t| t > now.unix().saturating_add(leeway)) {
+        if number(name)?.is_some_and(|t| t > now.unix().saturating_add(early)) {
             return Err(JwtError::Early);
         }
     }

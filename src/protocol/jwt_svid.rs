@@ -8,6 +8,9 @@ use crate::protocol::bundle::TrustBundle;
 use crate::protocol::jws::{self, Compact, SigningKey};
 use crate::protocol::jwt::{self, JwtError, JwtKey};
 
+/// How far ahead the clock of an issuer may run, in seconds.
+const EARLY: u64 = 10;
+
 /// What a JWT-SVID says once it holds.
 #[derive(Clone, Debug)]
 pub struct JwtSvid {
@@ -29,8 +32,7 @@ pub fn issue(
     key: &SigningKey,
 ) -> String {
     let header = json!({"alg": "ES256", "kid": kid, "typ": "JWT"});
-    let claims =
-        json!({"sub": id, "aud": audiences, "exp": until.unix(), "iat": from.unix(), "nbf": from.unix(), "jti": jti});
+    let claims = json!({"sub": id, "aud": audiences, "exp": until.unix(), "iat": from.unix(), "jti": jti});
     jws::sign(&header, &claims, key)
 }
 
@@ -53,7 +55,7 @@ pub fn verify<'a>(
     let keys: Vec<JwtKey> = bundle.jwt_keys.iter().filter_map(|k| JwtKey::from_jwk(&k.jwk_with_kid()).ok()).collect();
     let claims = jwt::verify(text, &keys)?;
     let spiffe_id = subject(&claims).ok_or(JwtError::Subject)?;
-    let expires_at = jwt::check_time(&claims, now, 0)?;
+    let expires_at = jwt::check_time(&claims, now, 0, EARLY)?;
     if audience.is_empty() || !jwt::has_audience(&claims, audience) {
         return Err(JwtError::Audience);
     }

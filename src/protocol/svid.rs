@@ -133,6 +133,13 @@ pub fn split_concatenated(mut bytes: &[u8]) -> Option<Vec<Vec<u8>>> {
     (!all.is_empty()).then_some(all)
 }
 
+/// The serials in a revocation list, hex; none of one that does not read.
+pub fn revoked_serials(list: &[u8]) -> Vec<String> {
+    let read = x509_parser::revocation_list::CertificateRevocationList::from_der(list);
+    let serials = read.iter().flat_map(|(_, list)| list.iter_revoked_certificates());
+    serials.map(|c| hex::encode(c.raw_serial())).collect()
+}
+
 /// Whether a certificate is a CA's.
 pub fn is_ca(der: &[u8]) -> bool {
     X509Certificate::from_der(der).is_ok_and(|(rest, cert)| rest.is_empty() && cert.is_ca())
@@ -152,6 +159,17 @@ pub fn subject_facts(der: &[u8]) -> Option<Vec<String>> {
         _ => None,
     }));
     Some(facts)
+}
+
+/// How the subject of a CA below our issuing CAs begins.
+pub const DOWNSTREAM: &str = "popgate downstream";
+
+/// Whether a certificate is one that an issuing CA made for a server below it.
+pub fn is_downstream_ca(der: &[u8]) -> bool {
+    let named = |cert: &X509Certificate<'_>| {
+        cert.subject().iter_common_name().any(|n| n.as_str().is_ok_and(|n| n.starts_with(DOWNSTREAM)))
+    };
+    X509Certificate::from_der(der).is_ok_and(|(_, cert)| named(&cert))
 }
 
 /// Serial number of a certificate, hex.

@@ -20,6 +20,13 @@ pub struct ForeignBundle {
     pub read_at: Timestamp,
 }
 
+impl ForeignBundle {
+    /// Whether a person set it, and not the configuration.
+    pub fn by_hand(&self) -> bool {
+        self.source.starts_with("set by ")
+    }
+}
+
 /// Foreign bundles. Reads answer from memory, kept current by each change.
 #[async_trait]
 pub trait Bundles: Send + Sync {

@@ -87,8 +87,9 @@ pub enum Renewal {
 /// Certificates issued.
 #[async_trait]
 pub trait Issued: Send + Sync {
-    /// Keeps a certificate, durably, before it is answered.
-    async fn record(&self, certificate: &IssuedCertificate) -> Result<(), Unavailable>;
+    /// Keeps a certificate, durably, before it is answered; false if its key is in a live certificate of another identity,
+    /// and nothing was kept.
+    async fn record(&self, certificate: &IssuedCertificate, now: Timestamp) -> Result<bool, Unavailable>;
     /// Takes back a certificate that was recorded and never handed out.
     async fn withdraw(&self, serial: &str) -> Result<(), Unavailable>;
     /// The certificate that an attestation led to.

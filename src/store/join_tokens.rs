@@ -32,7 +32,7 @@ pub trait JoinTokens: Send + Sync {
     async fn create(&self, digest: Sha256, spiffe_id: &SpiffeId, expires_at: Timestamp) -> Result<(), Unavailable>;
     /// Whom a token enrols, spent or not; decides nothing.
     async fn identity(&self, digest: Sha256) -> Result<Option<SpiffeId>, Unavailable>;
-    /// Makes every unspent token of an identity useless.
+    /// Makes every token of an identity useless, also one spent moments ago whose request comes again.
     async fn void(&self, spiffe_id: &SpiffeId) -> Result<(), Unavailable>;
     /// Spends a token for the CSR with this digest.
     async fn spend(&self, digest: Sha256, csr: Sha256, now: Timestamp) -> Result<JoinSpend, Unavailable>;

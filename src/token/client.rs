@@ -45,6 +45,9 @@ pub fn authenticate(stores: &Stores, peer: &Peer, form: &Form, other_method: boo
         return Err(invalid_client("a person's or a server's certificate gets no access token"));
     }
     let now = stores.clock.now();
+    if now >= svid.not_after {
+        return Err(invalid_client("the certificate of this connection has ended"));
+    }
     let entry = stores.entries.get(&svid.spiffe_id).filter(|e| e.expires_at.is_none_or(|end| end > now));
     let entry = entry.ok_or_else(|| invalid_client("the workload is not registered any more"))?;
     let subject = Subject { serial: Some(svid.serial.clone()), jkt: Some(svid.key.jkt()), ..Subject::workload(&entry) };

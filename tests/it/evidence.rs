@@ -159,7 +159,8 @@ async fn every_kind_of_tampering_is_found_by_name() {
             Box::new(|dir| {
                 edit(&dir.join("checkpoint"), |t| {
                     let mut l: Vec<String> = t.lines().map(ToOwned::to_owned).collect();
-                    l[2] = format!("{}A{}", &l[2][..3], &l[2][4..]);
+                    let other = if &l[2][3..4] == "A" { "B" } else { "A" };
+                    l[2] = format!("{}{other}{}", &l[2][..3], &l[2][4..]);
                     l.join("\n") + "\n"
                 })
             }),

@@ -206,7 +206,7 @@ async fn l2_nginx_serves_on_while_svid_watch_rotates_its_certificate_under_load(
     let ask = async || -> Result<Vec<u8>, String> {
         // A new connection each time, with the present certificate: each handshake is judged by both sides anew.
         let identity = agent.identity(None).await.map_err(|e| e.to_string())?;
-        let check: popgate::net::tls::LeafCheck = std::sync::Arc::new(|der| {
+        let check: popgate::net::tls::LeafCheck = std::sync::Arc::new(|der, _| {
             popgate::protocol::svid::X509Svid::parse(der).map(drop).map_err(|e| e.to_string())
         });
         let trust = popgate::net::tls::ClientTrust {

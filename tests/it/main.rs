@@ -4,6 +4,7 @@
 
 mod agent;
 mod approvals;
+mod attestation;
 mod bodies;
 mod demo;
 mod enrolment;
@@ -17,4 +18,5 @@ mod replay;
 mod revocation;
 mod tls;
 mod token;
+mod web;
 mod world;

@@ -48,13 +48,16 @@ pub struct OidcTrust {
     /// Its keys.
     #[serde(default)]
     pub keys: KeySource,
+    /// Selectors that a node must have, all of them; none: its tokens are for workloads alone.
+    #[serde(default)]
+    pub nodes: Vec<String>,
 }
 
 /// A Kubernetes cluster whose projected service account tokens attest.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct KubernetesTrust {
-    /// Of the cluster: the first segment of its nodes' names.
+    /// Type of its selectors, `prod:ns:web`, and first segment of its nodes' names.
     pub name: String,
     /// `iss`.
     pub issuer: String,
@@ -64,6 +67,9 @@ pub struct KubernetesTrust {
     /// Its keys.
     #[serde(default)]
     pub keys: KeySource,
+    /// Selectors that a node must have, all of them; none: its tokens are for workloads alone.
+    #[serde(default)]
+    pub nodes: Vec<String>,
     /// Also asks the API server, which knows of deleted pods.
     #[serde(default)]
     pub token_review: Option<TokenReview>,
@@ -83,8 +89,28 @@ pub struct TokenReview {
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct X509Trust {
-    /// First segment of its nodes' names.
+    /// Type of its selectors, `fleet:cn:db-1`, and first segment of its nodes' names.
     pub name: String,
     /// The CA, PEM.
     pub ca_file: PathBuf,
+}
+
+impl TrustConfig {
+    /// Refuses names that could be mistaken; gives what is wrong.
+    pub fn check(&self) -> Result<(), String> {
+        let oidc = self.oidc.iter().map(|t| &t.name);
+        let names: Vec<&String> =
+            oidc.chain(self.kubernetes.iter().map(|t| &t.name)).chain(self.x509.iter().map(|t| &t.name)).collect();
+        for (i, name) in names.iter().enumerate() {
+            let sound = !name.is_empty()
+                && name.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'_')
+                && !["unix", "systemd"].contains(&name.as_str());
+            if !sound || names[..i].contains(name) {
+                return Err(format!(
+                    "trust: the name {name:?} is the type of selectors: unique, of a-z, 0-9 and _, neither unix nor systemd"
+                ));
+            }
+        }
+        Ok(())
+    }
 }

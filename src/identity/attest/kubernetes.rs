@@ -11,7 +11,7 @@ use crate::domain::refusal::Refusal;
 use crate::domain::selector::Selector;
 use crate::identity::attest::config::KubernetesTrust;
 use crate::identity::attest::tokens::TokenIssuer;
-use crate::identity::attest::{Attested, Attestor, Evidence, refused};
+use crate::identity::attest::{Attested, Attestor, Evidence, may_be_node, refused};
 use crate::net::fetch::{FetchError, Fetcher};
 use crate::net::files;
 
@@ -19,6 +19,7 @@ use crate::net::files;
 pub struct KubernetesAttestor {
     name: String,
     audience: Option<String>,
+    nodes: Vec<String>,
     issuer: TokenIssuer,
     review: Option<Review>,
 }
@@ -37,7 +38,8 @@ impl KubernetesAttestor {
             let fetcher = Fetcher::web(trust.keys.ca_file.as_ref().map(|f| base.join(f)).as_deref())?;
             Ok(Review { fetcher, url: review.url.clone(), token_file: base.join(&review.token_file) })
         });
-        Ok(Self { name: trust.name.clone(), audience: trust.audience.clone(), issuer, review: review.transpose()? })
+        let (name, audience, nodes) = (trust.name.clone(), trust.audience.clone(), trust.nodes.clone());
+        Ok(Self { name, audience, nodes, issuer, review: review.transpose()? })
     }
 
     /// TokenReview (authentication.k8s.io/v1): it knows whether the pod is still there.
@@ -74,7 +76,6 @@ impl Attestor for KubernetesAttestor {
             claims.get("kubernetes.io").ok_or_else(|| refused("it is no projected token: kubernetes.io is missing"))?;
         let text = |pointer: &str| about.pointer(pointer).and_then(Value::as_str);
         let facts = [
-            ("cluster", Some(self.name.as_str())),
             ("ns", text("/namespace")),
             ("sa", text("/serviceaccount/name")),
             ("sa-uid", text("/serviceaccount/uid")),
@@ -83,16 +84,18 @@ impl Attestor for KubernetesAttestor {
             ("node-name", text("/node/name")),
             ("node-uid", text("/node/uid")),
         ];
-        let found = |(name, value): (&str, Option<&str>)| Selector::found("k8s", &format!("{name}:{}", value?));
+        let found = |(name, value): (&str, Option<&str>)| Selector::found(&self.name, &format!("{name}:{}", value?));
         let (ns, sa) = (text("/namespace"), text("/serviceaccount/name"));
         let (ns, sa) = ns.zip(sa).ok_or_else(|| refused("it names no namespace or no service account"))?;
         // An agent runs once a node; a token that names no node stands for its pod.
         let place = text("/node/name").or_else(|| text("/pod/uid")).unwrap_or("none");
+        let selectors = facts.into_iter().filter_map(found).collect();
         Ok(Some(Attested {
             method: format!("kubernetes:{}", self.name),
             evidence: Sha256::of(token.as_bytes()),
             node_name: format!("k8s/{}/{ns}/{sa}/{place}", self.name),
-            selectors: facts.into_iter().filter_map(found).collect(),
+            may_be_node: may_be_node(&self.nodes, &selectors),
+            selectors,
             renewable: false,
         }))
     }

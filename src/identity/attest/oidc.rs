@@ -10,7 +10,7 @@ use crate::domain::refusal::Refusal;
 use crate::domain::selector::Selector;
 use crate::identity::attest::config::OidcTrust;
 use crate::identity::attest::tokens::TokenIssuer;
-use crate::identity::attest::{Attested, Attestor, Evidence, refused};
+use crate::identity::attest::{Attested, Attestor, Evidence, may_be_node, refused};
 use crate::net::fetch::FetchError;
 
 /// What GitHub and GitLab sign about a job and a policy may want to hold.
@@ -45,6 +45,7 @@ const CLAIMS: [&str; 24] = [
 pub struct OidcAttestor {
     name: String,
     claims: Vec<String>,
+    nodes: Vec<String>,
     issuer: TokenIssuer,
 }
 
@@ -54,7 +55,7 @@ impl OidcAttestor {
         let usual = || CLAIMS.map(Into::into).to_vec();
         let claims = if trust.claims.is_empty() { usual() } else { trust.claims.clone() };
         let issuer = TokenIssuer::new(&trust.issuer, trust.audience.as_deref(), &trust.keys, base)?;
-        Ok(Self { name: trust.name.clone(), claims, issuer })
+        Ok(Self { name: trust.name.clone(), claims, nodes: trust.nodes.clone(), issuer })
     }
 }
 
@@ -68,11 +69,13 @@ impl Attestor for OidcAttestor {
         let token = evidence.members.get("token").and_then(Value::as_str).unwrap_or_default();
         let Some(claims) = self.issuer.verify(token, evidence.audience(), evidence.now).await? else { return Ok(None) };
         let subject = claims.get("sub").and_then(Value::as_str).ok_or_else(|| refused("sub is missing"))?;
+        let selectors = self.claims.iter().filter_map(|claim| selector(&self.name, claim, &claims)).collect();
         Ok(Some(Attested {
             method: format!("oidc:{}", self.name),
             evidence: Sha256::of(token.as_bytes()),
             node_name: format!("{}/{}", self.name, &Sha256::of(subject.as_bytes()).to_string()[..32]),
-            selectors: self.claims.iter().filter_map(|claim| selector(&self.name, claim, &claims)).collect(),
+            may_be_node: may_be_node(&self.nodes, &selectors),
+            selectors,
             renewable: false,
         }))
     }

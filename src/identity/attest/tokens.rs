@@ -75,7 +75,7 @@ impl TokenIssuer {
             done => done,
         };
         let claims = claims.map_err(refused)?;
-        jwt::check_time(&claims, now, LEEWAY).map_err(refused)?;
+        jwt::check_time(&claims, now, LEEWAY, LEEWAY).map_err(refused)?;
         if !jwt::has_audience(&claims, self.audience.as_deref().unwrap_or(default_audience)) {
             return Err(refused(JwtError::Audience));
         }

@@ -62,14 +62,15 @@ impl Attestor for X509Attestor {
         tls::verify_message(&ders[0], &message, &signature).map_err(refused)?;
         let facts = svid::subject_facts(&chain[0]).ok_or_else(|| refused("its certificate is not read"))?;
         let fingerprint = Sha256::of(&chain[0]).to_string();
-        let mut selectors: Vec<_> = facts.iter().map(|f| Selector::found("x509", f)).collect();
-        selectors.push(Selector::found("x509", &format!("sha256:{fingerprint}")));
-        selectors.push(Selector::found("x509", &format!("ca:{}", self.name)));
+        let mut selectors: Vec<_> = facts.iter().map(|f| Selector::found(&self.name, f)).collect();
+        selectors.push(Selector::found(&self.name, &format!("sha256:{fingerprint}")));
         Ok(Some(Attested {
             method: format!("x509_pop:{}", self.name),
             evidence: Sha256::of(&chain[0]),
             node_name: format!("x509/{}/{}", self.name, &fingerprint[..32]),
             selectors: selectors.into_iter().flatten().collect(),
+            // Its CA is configured for machines.
+            may_be_node: true,
             renewable: true,
         }))
     }

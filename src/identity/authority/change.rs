@@ -6,36 +6,51 @@ use rcgen::{CertificateParams, Issuer};
 use rustls::pki_types::CertificateDer;
 
 use crate::domain::time::Timestamp;
-use crate::identity::authority::certificates::ca;
+use crate::identity::authority::certificates::{ProvedKey, ca, leaf};
 use crate::identity::authority::keys::{AuthorityKey, Remote, key_id};
 use crate::identity::authority::state::{Authorities, AuthorityKind, AuthorityState, Der, Record, StateError};
 use crate::identity::authority::{Authority, AuthorityError, Change, revoked};
 use crate::identity::profile;
+use crate::net::keys::P256Key;
+use crate::net::tls;
+use crate::protocol::jwk::PublicKey;
 use crate::protocol::svid;
 
 impl Authority {
-    /// What the timer does: prepares and activates what is due, forgets what has ended.
+    /// What the timer does: forgets what has ended, prepares and activates what is due.
     pub fn tick(&self, now: Timestamp) -> Result<Vec<Change>, AuthorityError> {
+        self.forget(now)?;
         let mut done = Vec::new();
         for kind in [AuthorityKind::Root, AuthorityKind::Issuing, AuthorityKind::JwtSvid] {
-            if kind != AuthorityKind::JwtSvid && self.policy.upstream {
+            if kind == AuthorityKind::Root && self.policy.upstream {
                 continue;
             }
-            if self.state().prepare_due(kind, now) {
+            let due = self.state().prepare_due(kind, now);
+            if due {
                 done.push(self.prepare(kind, now)?);
             }
-            if self.state().activate_due(kind, now) {
+            let due = self.state().activate_due(kind, now);
+            if due {
                 done.extend(self.activate(kind, now)?);
             }
         }
+        Ok(done)
+    }
+
+    fn forget(&self, now: Timestamp) -> Result<(), AuthorityError> {
         let mut state = self.state();
         let mut next = state.clone();
         let gone = next.forget(now);
         if !gone.is_empty() {
             self.commit(&mut state, next, now)?;
-            gone.iter().try_for_each(|id| self.keys.destroy(id))?;
+            for id in &gone {
+                // A key that stays is of no use to anybody: nothing that it signs is trusted.
+                if let Err(error) = self.keys.destroy(id) {
+                    tracing::warn!(%error, id, "the key of an authority that has ended could not be destroyed");
+                }
+            }
         }
-        Ok(done)
+        Ok(())
     }
 
     /// Makes an authority that will sign when it is activated.
@@ -49,52 +64,76 @@ impl Authority {
             return Err(StateError::PreparedAlready(kind, there.id.clone()).into());
         }
         let key = self.keys.create()?;
+        let prepared = self.prepared(&mut next, kind, &key, now).and_then(|change| {
+            self.commit(&mut state, next, now)?;
+            Ok(change)
+        });
+        if prepared.is_err() {
+            // Nobody knows of it.
+            self.keys.destroy(&key_id(&*key))?;
+        }
+        prepared
+    }
+
+    /// Adds an authority for a key.
+    fn prepared(
+        &self,
+        next: &mut Authorities,
+        kind: AuthorityKind,
+        key: &Arc<dyn AuthorityKey>,
+        now: Timestamp,
+    ) -> Result<Change, AuthorityError> {
         let record = match kind {
-            AuthorityKind::Root => self.new_root(&key, now)?,
+            AuthorityKind::Root => self.new_root(key, now)?,
             AuthorityKind::Issuing if self.policy.upstream => {
                 let far = now.plus(profile::root().life.0);
-                Record { state: AuthorityState::Requested, ..Self::record(kind, &key, now, far) }
+                Record { state: AuthorityState::Requested, ..Self::record(kind, key, now, far) }
             }
-            AuthorityKind::Issuing => self.new_issuing(&mut next, &key, now)?,
-            AuthorityKind::JwtSvid => Self::record(kind, &key, now, now.plus(self.policy.jwt_life)),
+            AuthorityKind::Issuing => self.new_issuing(next, key, now)?,
+            AuthorityKind::JwtSvid => Self::record(kind, key, now, now.plus(self.policy.jwt_life)),
+            AuthorityKind::Downstream => {
+                return Err(AuthorityError::Upstream("a downstream CA asks for its certificate itself"));
+            }
         };
         let change = Change::of(&record);
         next.add(record)?;
-        self.commit(&mut state, next, now)?;
         Ok(change)
     }
 
-    /// The prepared authority signs from now on. A new root brings a new issuing CA with it.
+    /// The prepared authority signs from now on. A new root brings a new issuing CA with it, in the same change.
     pub fn activate(&self, kind: AuthorityKind, now: Timestamp) -> Result<Vec<Change>, AuthorityError> {
-        let mut done = Vec::new();
-        {
-            let mut state = self.state();
-            let mut next = state.clone();
-            if next.find(kind, AuthorityState::Prepared).is_none()
-                && next.find(kind, AuthorityState::Requested).is_some()
-            {
-                return Err(AuthorityError::Upstream(
-                    "its certificate is not here yet: `popgate ca install FILE` brings it",
-                ));
-            }
-            next.activate(kind, now)?;
-            if kind == AuthorityKind::JwtSvid {
+        let mut state = self.state();
+        let mut next = state.clone();
+        if next.find(kind, AuthorityState::Prepared).is_none() && next.find(kind, AuthorityState::Requested).is_some() {
+            return Err(AuthorityError::Upstream(
+                "its certificate is not here yet: `popgate ca install FILE` brings it",
+            ));
+        }
+        next.activate(kind, now)?;
+        match kind {
+            AuthorityKind::JwtSvid => {
                 let until = now.plus(self.policy.longest_jwt);
                 let retired = |r: &&mut Record| r.kind == kind && r.retired_at == Some(now);
-                next.records.iter_mut().filter(retired).for_each(|r| r.signed_until = until.max(now));
+                next.records.iter_mut().filter(retired).for_each(|r| r.signed_until = until);
             }
-            let active = next.find(kind, AuthorityState::Active).ok_or(StateError::NonePrepared(kind))?;
-            done.push(Change::of(active));
-            self.commit(&mut state, next, now)?;
+            AuthorityKind::Root => {
+                if let Some(waiting) = next.waiting(AuthorityKind::Issuing).map(|r| r.id.clone()) {
+                    // It was prepared under the root that has just retired.
+                    next.revoke(&waiting)?;
+                }
+                let key = self.keys.create()?;
+                self.prepared(&mut next, AuthorityKind::Issuing, &key, now)?;
+                next.activate(AuthorityKind::Issuing, now)?;
+            }
+            AuthorityKind::Issuing if self.policy.upstream => next.follow_upstream(now),
+            _ => {}
         }
+        let active = |k| next.find(k, AuthorityState::Active).map(Change::of);
+        let mut done: Vec<Change> = active(kind).into_iter().collect();
         if kind == AuthorityKind::Root {
-            if let Some(waiting) = self.state().waiting(AuthorityKind::Issuing).map(|r| r.id.clone()) {
-                // It was prepared under the root that has just retired.
-                self.revoke(&waiting, now)?;
-            }
-            done.push(self.prepare(AuthorityKind::Issuing, now)?);
-            done.extend(self.activate(AuthorityKind::Issuing, now)?);
+            done.extend(active(AuthorityKind::Issuing));
         }
+        self.commit(&mut state, next, now)?;
         Ok(done)
     }
 
@@ -231,19 +270,29 @@ impl Authority {
         (waiting.state, waiting.created_at, waiting.not_after) = (AuthorityState::Prepared, now, end);
         (waiting.signed_until, waiting.root) = (end, Some(root_id.clone()));
         let prepared = Change::of(waiting);
-        match next.records.iter_mut().find(|r| r.id == root_id) {
-            Some(known) => known.signed_until = known.signed_until.max(end),
-            None => next.records.push(Record {
+        let root_end = revoked::end_of(root).ok_or_else(|| bad("its root has no end"))?;
+        if !next.records.iter().any(|r| r.id == root_id) {
+            let record = next.by_id(&id)?.clone();
+            next.records.push(Record {
                 id: root_id,
                 kind: AuthorityKind::Root,
-                state: AuthorityState::Active,
+                state: AuthorityState::Prepared,
                 chain: ders(&chain[chain.len() - 1..]),
                 root: None,
-                ..next.by_id(&id)?.clone()
-            }),
+                ..record
+            });
         }
+        for known in next
+            .records
+            .iter_mut()
+            .filter(|r| r.kind == AuthorityKind::Root && r.chain == ders(&chain[chain.len() - 1..]))
+        {
+            known.not_after = root_end;
+            known.signed_until = known.signed_until.max(end);
+        }
+        self.try_out(next.by_id(&id)?, root, now)?;
         next.sequence += 1;
-        let first_ever = next.find(AuthorityKind::Issuing, AuthorityState::Active).is_none();
+        let first_ever = next.find(AuthorityKind::Issuing, AuthorityState::Active).is_none_or(|a| a.not_after <= now);
         self.commit(&mut state, next, now)?;
         drop(state);
         let mut done = vec![prepared];
@@ -251,5 +300,44 @@ impl Authority {
             done.extend(self.activate(AuthorityKind::Issuing, now)?);
         }
         Ok(done)
+    }
+
+    /// A leaf of a new issuing CA must be one that a peer accepts: rules of the upstream CA may forbid it.
+    fn try_out(&self, issuing: &Record, root: &[u8], now: Timestamp) -> Result<(), AuthorityError> {
+        let probe = P256Key::generate();
+        let id = self.trust_domain.workload("/popgate/probe").expect("a constant path");
+        let public = PublicKey::from_spki(probe.spki()).expect("our own key is P-256");
+        let params = leaf(&id, &[], now, issuing.not_after)?;
+        let der = params.signed_by(&ProvedKey(&public), &self.issuer(issuing)?)?.der().to_vec();
+        let chain: Vec<Vec<u8>> = std::iter::once(der).chain(issuing.chain.iter().map(Der::bytes)).collect();
+        let chain: Vec<CertificateDer<'_>> = chain.iter().map(|d| CertificateDer::from(d.as_slice())).collect();
+        let refused = |e| AuthorityError::Chain(format!("a certificate that it signs is not accepted by a peer: {e}"));
+        tls::verify_chain(&chain, &[root.to_vec()], now).map_err(refused)
+    }
+
+    /// Keeps what a downstream CA was given: so it can be revoked and is in the revocation lists.
+    pub fn keep_downstream(&self, der: &[u8], now: Timestamp) -> Result<Change, AuthorityError> {
+        let bad = || AuthorityError::Chain("a downstream certificate does not read back".into());
+        let (id, end) = svid::spki_sha256(der).zip(revoked::end_of(der)).ok_or_else(bad)?;
+        let mut state = self.state();
+        let mut next = state.clone();
+        let under = next.find(AuthorityKind::Issuing, AuthorityState::Active).map(|r| r.id.clone());
+        next.records.retain(|r| r.id != id.to_string());
+        let record = Record {
+            id: id.to_string(),
+            kind: AuthorityKind::Downstream,
+            state: AuthorityState::Active,
+            created_at: now,
+            not_after: end,
+            signed_until: end,
+            retired_at: None,
+            chain: vec![Der::new(der)],
+            root: under,
+            bridges: Vec::new(),
+        };
+        let change = Change::of(&record);
+        next.records.push(record);
+        self.commit(&mut state, next, now)?;
+        Ok(change)
     }
 }

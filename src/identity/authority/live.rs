@@ -20,14 +20,27 @@ use crate::protocol::svid;
 /// What requests read: derived from the state after each change.
 pub(super) struct Live {
     pub(super) issuer: Option<Active>,
-    pub(super) jwt: Option<(String, Arc<SigningKey>)>,
+    pub(super) jwt: Option<JwtSigner>,
     pub(super) bundle: Arc<TrustBundle>,
-    /// SHA-256 of the SPKI of each CA that is trusted no more, and their key identifiers (RFC 5280 section 4.2.1.1).
-    pub(super) revoked: HashSet<Vec<u8>>,
+    /// SHA-256 of the SPKI of each CA that is trusted no more.
+    pub(super) revoked: HashSet<String>,
+    /// SHA-256 of the SPKI of each of our own issuing CAs that is trusted.
+    pub(super) own: HashSet<String>,
     pub(super) tainted: Vec<String>,
     /// What follows a server's leaf: every way to a root that somebody may know.
     pub(super) server_tail: Vec<Vec<u8>>,
     pub(super) pin: Sha256,
+}
+
+/// The key that signs JWT-SVIDs.
+#[derive(Clone)]
+pub struct JwtSigner {
+    /// Its `kid`.
+    pub kid: String,
+    /// The key.
+    pub key: Arc<SigningKey>,
+    /// Its end: no JWT-SVID outlives it.
+    pub not_after: Timestamp,
 }
 
 pub(super) struct Active {
@@ -44,6 +57,7 @@ impl Live {
             jwt: None,
             bundle: Arc::new(TrustBundle::empty(trust_domain.clone())),
             revoked: HashSet::new(),
+            own: HashSet::new(),
             tainted: Vec::new(),
             server_tail: Vec::new(),
             pin: Sha256([0; 32]),
@@ -53,7 +67,7 @@ impl Live {
 
 impl Authority {
     /// Derives what requests read.
-    pub(super) fn refresh(&self, state: &Authorities, now: Timestamp) -> Result<(), AuthorityError> {
+    pub(super) fn derive(&self, state: &Authorities, now: Timestamp) -> Result<Live, AuthorityError> {
         use AuthorityKind::{Issuing, JwtSvid, Root};
         let old = self.live.load();
         let issuer = match state.find(Issuing, AuthorityState::Active).filter(|r| r.is_trusted(now)) {
@@ -68,8 +82,12 @@ impl Authority {
         let jwt = match state.find(JwtSvid, AuthorityState::Active).filter(|r| r.is_trusted(now)) {
             None => None,
             Some(record) => match &old.jwt {
-                Some((id, key)) if *id == record.id => Some((id.clone(), key.clone())),
-                _ => Some((record.id.clone(), Arc::new(self.jwt_key(&record.id)?))),
+                Some(held) if held.kid == kid(&record.id) => Some(held.clone()),
+                _ => Some(JwtSigner {
+                    kid: kid(&record.id),
+                    key: Arc::new(self.jwt_key(&record.id)?),
+                    not_after: record.not_after,
+                }),
             },
         };
         let roots: Vec<&Record> = state.trusted(Root, now).collect();
@@ -79,7 +97,8 @@ impl Authority {
             let public = PublicKey::from_spki(key.spki()).map_err(|_| KeyStoreError::Form(record.id.clone()))?;
             jwt_keys.push(JwtAuthority { kid: kid(&record.id), jwk: public.to_jwk() });
         }
-        let active_root = state.find(Root, AuthorityState::Active).or_else(|| roots.first().copied());
+        let active_root = state.find(Root, AuthorityState::Active).filter(|r| r.is_trusted(now));
+        let active_root = active_root.or_else(|| roots.first().copied());
         let pin = active_root.and_then(|r| svid::spki_sha256(&r.chain.first()?.bytes())).unwrap_or(Sha256([0; 32]));
         let bundle = TrustBundle {
             trust_domain: self.trust_domain.clone(),
@@ -88,17 +107,17 @@ impl Authority {
             roots: roots.iter().filter_map(|r| r.chain.first().map(Der::bytes)).collect(),
             jwt_keys,
         };
-        let ended = |s: AuthorityState| state.records.iter().filter(move |r| r.kind == Issuing && r.state == s);
-        self.live.store(Arc::new(Live {
+        let in_state = |s: AuthorityState| state.records.iter().filter(move |r| r.kind != JwtSvid && r.state == s);
+        Ok(Live {
             server_tail: server_tail(state, &roots),
             issuer,
             jwt,
             bundle: Arc::new(bundle),
-            revoked: ended(AuthorityState::Revoked).filter_map(|r| key_identifier(&r.chain.first()?.bytes())).collect(),
-            tainted: ended(AuthorityState::Tainted).map(|r| r.id.clone()).collect(),
+            revoked: in_state(AuthorityState::Revoked).map(|r| r.id.clone()).collect(),
+            own: state.trusted(Issuing, now).map(|r| r.id.clone()).collect(),
+            tainted: in_state(AuthorityState::Tainted).map(|r| r.id.clone()).collect(),
             pin,
-        }));
-        Ok(())
+        })
     }
 
     fn jwt_key(&self, id: &str) -> Result<SigningKey, AuthorityError> {
@@ -112,11 +131,6 @@ impl Authority {
             })
         }))
     }
-}
-
-/// The name that issuing CAs, roots and leaves carry as their key identifier.
-pub(super) fn key_identifier(der: &[u8]) -> Option<Vec<u8>> {
-    svid::key_identifiers(der).and_then(|ids| ids.subject)
 }
 
 /// The active issuing CA with its root, then each bridge with its root.

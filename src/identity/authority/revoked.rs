@@ -38,7 +38,11 @@ impl Authority {
         let records = self.list();
         let mut signers: Vec<&Record> = records
             .iter()
-            .filter(|r| r.kind != AuthorityKind::JwtSvid && r.is_trusted(now) && !r.chain.is_empty())
+            .filter(|r| {
+                matches!(r.kind, AuthorityKind::Root | AuthorityKind::Issuing)
+                    && r.is_trusted(now)
+                    && !r.chain.is_empty()
+            })
             .filter(|r| r.state != AuthorityState::Prepared || r.kind == AuthorityKind::Issuing)
             // An upstream CA's root signs its own lists.
             .filter(|r| r.kind != AuthorityKind::Root || !self.policy.upstream)
@@ -63,12 +67,23 @@ impl Authority {
         };
         let revoked_certs = if signer.kind == AuthorityKind::Root {
             let ended = |r: &&Record| r.state == AuthorityState::Revoked && r.root.as_ref() == Some(&signer.id);
-            let serials = records.iter().filter(ended).filter_map(|r| svid::serial(&r.chain.first()?.bytes()));
+            let bridge = |r: &Record| r.bridges.iter().find(|(root, _)| *root == signer.id).map(|(_, der)| der.bytes());
+            let bridged =
+                |r: &Record| (r.state == AuthorityState::Revoked).then(|| svid::serial(&bridge(r)?)).flatten();
+            let own = records.iter().filter(ended).filter_map(|r| svid::serial(&r.chain.first()?.bytes()));
+            let serials = own.chain(records.iter().filter_map(bridged));
             serials.map(|s| entry(&s, now, RevocationReason::CaCompromise)).collect()
         } else {
             let own = signer.chain.first().map(|c| Sha256::of(&c.bytes()));
             let of = revoked.iter().filter(|r| Some(r.issuer_sha256) == own);
-            of.map(|r| entry(&r.serial, r.at, RevocationReason::PrivilegeWithdrawn)).collect()
+            let below = |r: &&Record| {
+                r.kind == AuthorityKind::Downstream
+                    && r.state == AuthorityState::Revoked
+                    && r.root.as_ref() == Some(&signer.id)
+            };
+            let below = records.iter().filter(below).filter_map(|r| svid::serial(&r.chain.first()?.bytes()));
+            let leaves = of.map(|r| entry(&r.serial, r.at, RevocationReason::PrivilegeWithdrawn));
+            leaves.chain(below.map(|s| entry(&s, now, RevocationReason::CaCompromise))).collect()
         };
         let params = CertificateRevocationListParams {
             this_update: date(now),
@@ -85,6 +100,13 @@ impl Authority {
         let params = CertificateRevocationListParams { key_identifier_method, ..params };
         Ok(params.signed_by(&issuer)?.der().to_vec())
     }
+}
+
+/// The end of a certificate.
+pub fn end_of(der: &[u8]) -> Option<Timestamp> {
+    use x509_parser::prelude::{FromDer as _, X509Certificate};
+    let (_, cert) = X509Certificate::from_der(der).ok()?;
+    u64::try_from(cert.validity().not_after.timestamp()).ok().map(Timestamp::from_unix)
 }
 
 /// Holds an upstream CA's chain, its root last, to what our leaves need; gives the first end.

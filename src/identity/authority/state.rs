@@ -32,6 +32,8 @@ pub enum AuthorityKind {
     Issuing,
     /// JWT-SVIDs.
     JwtSvid,
+    /// X.509-SVIDs of a server that issues below ours, with a key of its own.
+    Downstream,
 }
 
 /// Where an authority is in its life.
@@ -106,7 +108,7 @@ impl Record {
         matches!(self.state, Prepared | Active | Old | Tainted) && now < self.not_after
     }
 
-    /// The moment at which `tenths` sixths of its life have passed.
+    /// The moment at which so many sixths of its life have passed.
     fn after_sixths(&self, sixths: u32) -> Timestamp {
         self.created_at.plus(self.not_after.since(self.created_at) / 6 * sixths)
     }
@@ -200,8 +202,12 @@ impl Authorities {
     pub fn revoke(&mut self, id: &str) -> Result<(), StateError> {
         self.end(id, AuthorityState::Revoked)?;
         let root = self.by_id(id)?.id.clone();
-        for record in self.records.iter_mut().filter(|r| r.root.as_ref() == Some(&root)) {
-            record.state = AuthorityState::Revoked;
+        let mut under = vec![root.clone()];
+        while let Some(parent) = under.pop() {
+            for record in self.records.iter_mut().filter(|r| r.root.as_ref() == Some(&parent)) {
+                record.state = AuthorityState::Revoked;
+                under.push(record.id.clone());
+            }
         }
         for record in &mut self.records {
             record.bridges.retain(|(bridged, _)| *bridged != root);
@@ -214,8 +220,11 @@ impl Authorities {
         let found = self.by_id(id)?;
         let (id, state) = (found.id.clone(), found.state);
         // The root of the active issuing CA is as active as that is.
-        let carries = self.records.iter().any(|r| r.state == Active && r.root.as_ref() == Some(&id));
+        let signs = |r: &Record| r.state == Active && r.kind == AuthorityKind::Issuing;
+        let carries = self.records.iter().any(|r| signs(r) && r.root.as_ref() == Some(&id));
+        let downstream = found.kind == AuthorityKind::Downstream;
         match (state, to) {
+            (Active, Revoked) if downstream => {}
             (_, Revoked) if carries => return Err(StateError::InUse(id, Active)),
             (Active, _) | (Prepared | Requested, Tainted) => return Err(StateError::InUse(id, state)),
             (Tainted, Tainted) | (Revoked, _) => return Err(StateError::Already(id, state)),
@@ -228,13 +237,28 @@ impl Authorities {
         Ok(())
     }
 
+    /// With an upstream CA, the root of the active issuing CA is the active one, and others are old.
+    pub fn follow_upstream(&mut self, now: Timestamp) {
+        let active = self.find(AuthorityKind::Issuing, AuthorityState::Active).and_then(|r| r.root.clone());
+        for record in self.records.iter_mut().filter(|r| r.kind == AuthorityKind::Root) {
+            if Some(&record.id) == active.as_ref() {
+                record.state = AuthorityState::Active;
+                record.retired_at = None;
+            } else if record.state == AuthorityState::Active {
+                record.state = AuthorityState::Old;
+                record.retired_at = Some(now);
+            }
+        }
+    }
+
     /// Forgets what has ended, and gives the identifiers: their keys are destroyed. A revoked authority is remembered to
     /// the end of its certificate, for the revocation lists.
     pub fn forget(&mut self, now: Timestamp) -> Vec<String> {
         let over = |r: &Record| match r.state {
             AuthorityState::Old | AuthorityState::Tainted => now >= r.signed_until || now >= r.not_after,
             AuthorityState::Revoked | AuthorityState::Prepared => now >= r.not_after,
-            AuthorityState::Active | AuthorityState::Requested => false,
+            AuthorityState::Active => r.kind == AuthorityKind::Downstream && now >= r.not_after,
+            AuthorityState::Requested => false,
         };
         let gone: Vec<String> = self.records.iter().filter(|r| over(r)).map(|r| r.id.clone()).collect();
         if !gone.is_empty() {

@@ -6,7 +6,6 @@ use rcgen::{CertificateParams, Issuer};
 use rustls::pki_types::CertificateDer;
 
 use super::keys::FileKeys;
-use super::live::key_identifier;
 use super::*;
 use crate::protocol::csr;
 
@@ -124,7 +123,7 @@ fn x3_x4_cas_carry_the_trust_domain_and_their_path_length_and_no_name_constraint
             assert!(cert.extensions().iter().all(|e| e.oid.to_id_string() != "2.5.29.30"), "name constraints");
             assert_eq!(X509Svid::parse(der).expect_err("refused"), svid::SvidError::IsCa);
         }
-        let issued = key_identifier(&made.chain[1]);
+        let issued = svid::key_identifiers(&made.chain[1]).and_then(|ids| ids.subject);
         let named = svid::key_identifiers(&made.chain[0]).and_then(|ids| ids.authority);
         assert!(issued.is_some() && issued == named, "the leaf names its issuer's key");
     }
@@ -210,15 +209,68 @@ fn l2_taint_is_told_and_a_revoked_issuer_is_known_by_its_leaves() {
     authority.activate(AuthorityKind::Issuing, NOW).expect("activates");
     authority.taint(&first[..12], NOW).expect("taints");
     assert_eq!(authority.tainted(), std::slice::from_ref(&first));
-    assert!(!authority.has_revoked_issuer(&before.chain[0]));
+    let trusted = |made: &Made| authority.check_path(&made.svid.spiffe_id, &[&made.chain[1]]).is_ok();
+    assert!(trusted(&before));
     authority.revoke(&first, NOW).expect("revokes");
-    assert!(authority.has_revoked_issuer(&before.chain[0]));
-    assert!(!authority.has_revoked_issuer(&issue(&authority, Duration::from_hours(1)).chain[0]));
+    assert!(!trusted(&before) && trusted(&issue(&authority, Duration::from_hours(1))));
     let lists = authority.revocation_lists(&[], 7, NOW).expect("makes");
     let root_list = lists.last().expect("the root's comes last");
     let (_, list) = x509_parser::revocation_list::CertificateRevocationList::from_der(root_list).expect("DER");
     let serial = svid::serial(&before.chain[1]).expect("reads");
     assert!(list.iter_revoked_certificates().any(|c| hex::encode(c.raw_serial()) == serial));
+}
+
+#[test]
+fn l2_a_new_root_comes_while_an_issuing_ca_waits() {
+    let (_dir, authority) = authority();
+    let waiting = authority.prepare(AuthorityKind::Issuing, NOW).expect("prepares").id;
+    authority.prepare(AuthorityKind::Root, NOW).expect("prepares");
+    let done = authority.activate(AuthorityKind::Root, NOW).expect("activates");
+    assert_eq!(done.iter().map(|c| c.kind).collect::<Vec<_>>(), [AuthorityKind::Root, AuthorityKind::Issuing]);
+    let was = authority.list().into_iter().find(|r| r.id == waiting).expect("remembered");
+    assert_eq!(was.state, AuthorityState::Revoked, "it was made under the root that retired");
+    assert!(leads(&issue(&authority, DAY / 24).chain, &authority.bundle().roots, NOW));
+}
+
+#[test]
+fn x4_a_downstream_ca_names_none_of_our_own_identities_and_can_be_revoked() {
+    let (_dir, authority) = authority_with(Policy { downstream: true, ..policy() });
+    let below_key = P256Key::generate();
+    let public = PublicKey::from_spki(below_key.spki()).expect("P-256");
+    let chain = authority.issue_ca(&public, DAY, NOW).expect("issues");
+    let change = authority.keep_downstream(&chain[0], NOW).expect("keeps");
+    let issuer = Issuer::from_ca_cert_der(&CertificateDer::from(chain[0].clone()), below_key.rcgen()).expect("reads");
+    let leaf_of = |path: &str| {
+        let id = domain().workload(path).expect("legal");
+        let params = certificates::leaf(&id, &[], NOW, NOW.plus(DAY / 24)).expect("makes");
+        let der = params.signed_by(&P256Key::generate().rcgen(), &issuer).expect("signs").der().to_vec();
+        (id, std::iter::once(der).chain(chain.iter().cloned()).collect::<Vec<_>>())
+    };
+    let check = |(id, chain): &(SpiffeId, Vec<Vec<u8>>)| {
+        let cas: Vec<&[u8]> = chain[1..].iter().map(Vec::as_slice).collect();
+        authority.check_path(id, &cas).is_ok()
+    };
+    let (workload, server) = (leaf_of("/ci/solver"), leaf_of("/popgate/server"));
+    assert!(leads(&workload.1, &authority.bundle().roots, NOW), "peers accept what it issues");
+    assert!(check(&workload) && !check(&server));
+    authority.revoke(&change.id, NOW).expect("revokes what is active, for it is not ours");
+    assert!(!check(&workload));
+    let list = authority.revocation_lists(&[], 1, NOW).expect("makes").remove(0);
+    let (_, list) = x509_parser::revocation_list::CertificateRevocationList::from_der(&list).expect("DER");
+    assert_eq!(list.iter_revoked_certificates().count(), 1);
+}
+
+#[test]
+fn l1_what_was_prepared_and_has_ended_is_not_activated() {
+    let dir = tempfile::tempdir().expect("tempdir");
+    let first = open(dir.path(), &domain(), policy(), NOW).expect("opens");
+    first.prepare(AuthorityKind::Issuing, NOW).expect("prepares");
+    first.prepare(AuthorityKind::JwtSvid, NOW).expect("prepares");
+    drop(first);
+    let later = NOW.plus(DAY * 3);
+    let authority = open(dir.path(), &domain(), policy(), later).expect("opens");
+    assert!(leads(&issue_at(&authority, &[], DAY / 24, later).chain, &authority.bundle().roots, later));
+    assert!(authority.jwt_signer().is_some());
 }
 
 #[test]
@@ -230,6 +282,9 @@ fn l4_a_failed_write_changes_nothing() {
     let (bundle, ids) = (authority.bundle(), authority.list().len());
     assert!(authority.prepare(AuthorityKind::JwtSvid, NOW).is_err());
     assert_eq!((authority.bundle(), authority.list().len()), (bundle, ids));
+    let keys = std::fs::read_dir(dir.path().join("ca")).expect("lists");
+    let keys = keys.filter(|e| e.as_ref().is_ok_and(|e| e.path().extension().is_some_and(|x| x == "key"))).count();
+    assert_eq!(keys, ids, "no key of nobody's is left");
 }
 
 #[test]
@@ -267,6 +322,7 @@ fn l4_an_upstream_ca_signs_the_issuing_ca_by_its_request() {
     assert!(install(&[sign(false), root_der.clone()]).is_err(), "without the trust domain's ID");
     assert!(install(&[root_der.clone(), root_der.clone()]).is_err(), "another key");
     install(&[sign(true), root_der.clone()]).expect("installs");
+    assert_eq!(authority.pin(), svid::spki_sha256(&root_der).expect("reads"));
     let made = authority.issue(&id, &key, &[], Duration::from_hours(1), NOW).expect("issues");
     assert_eq!(authority.bundle().roots, [root_der]);
     assert!(leads(&made.chain, &authority.bundle().roots, NOW));

@@ -32,8 +32,7 @@ impl JoinTokens for SqliteLedger {
     }
 
     async fn void(&self, spiffe_id: &SpiffeId) -> Result<(), Unavailable> {
-        let query =
-            sqlx::query("DELETE FROM join_token WHERE spiffe_id = ? AND spent_at IS NULL").bind(spiffe_id.as_str());
+        let query = sqlx::query("DELETE FROM join_token WHERE spiffe_id = ?").bind(spiffe_id.as_str());
         query.execute(&self.pool).await.map(drop).map_err(away)
     }
 
@@ -85,9 +84,9 @@ macro_rules! live {
 
 #[async_trait]
 impl Issued for SqliteLedger {
-    async fn record(&self, certificate: &IssuedCertificate) -> Result<(), Unavailable> {
+    async fn record(&self, certificate: &IssuedCertificate, now: Timestamp) -> Result<bool, Unavailable> {
         sqlx::query(
-            "INSERT INTO issued (serial, spiffe_id, jkt, not_after, attestation, der, issuer, first, attested_at, renewable, node) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+            "INSERT INTO issued (serial, spiffe_id, jkt, not_after, attestation, der, issuer, first, attested_at, renewable, node) SELECT ?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11 WHERE NOT EXISTS (SELECT 1 FROM issued WHERE jkt = ?3 AND spiffe_id <> ?2 AND not_after > ?12)",
         )
         .bind(&certificate.serial)
         .bind(certificate.spiffe_id.as_str())
@@ -100,9 +99,10 @@ impl Issued for SqliteLedger {
         .bind(to_sql(certificate.lineage.attested_at))
         .bind(certificate.lineage.renewable)
         .bind(certificate.lineage.node.as_ref().map(SpiffeId::as_str))
+        .bind(to_sql(now))
         .execute(&self.pool)
         .await
-        .map(drop)
+        .map(|done| done.rows_affected() == 1)
         .map_err(away)
     }
 

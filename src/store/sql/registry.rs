@@ -112,10 +112,11 @@ impl Entries for SqliteLedger {
             .execute(&self.pool)
             .await
             .map_err(away)?;
+        self.read_entry(&entry.spiffe_id).await?;
         if added.rows_affected() == 0 {
             return Err(ChangeError::Exists(format!("the entry {}", entry.spiffe_id)));
         }
-        Ok(self.read_entry(&entry.spiffe_id).await?)
+        Ok(())
     }
 
     async fn put(&self, entry: &Entry) -> Result<(), Unavailable> {
