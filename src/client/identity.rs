@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::client::ClientError;
 use crate::domain::key::Jkt;
-use crate::domain::spiffe_id::SpiffeId;
+use crate::domain::spiffe_id::{SpiffeId, TrustDomain};
 use crate::domain::time::Timestamp;
 use crate::net::files;
 use crate::net::keys::P256Key;
@@ -46,6 +46,8 @@ pub struct Identity {
     pub roots: Vec<Vec<u8>>,
     /// Where to go.
     pub servers: Servers,
+    /// Whose servers are called, where that is not the identity's own trust domain: with its roots.
+    pub trusted_domain: Option<TrustDomain>,
     /// When to come for the next: as the server said, else at half its life.
     pub renew_after: Timestamp,
     key: Arc<P256Key>,
@@ -66,7 +68,17 @@ impl Identity {
         let signing = key.clone();
         let signer = SigningKey::new(public, move |message| signing.sign(message));
         let renew_after = svid.not_before.plus(svid.not_after.since(svid.not_before) / 2);
-        Ok(Self { spiffe_id: svid.spiffe_id.clone(), svid, chain, roots, servers, renew_after, key, signer })
+        Ok(Self {
+            spiffe_id: svid.spiffe_id.clone(),
+            svid,
+            chain,
+            roots,
+            servers,
+            trusted_domain: None,
+            renew_after,
+            key,
+            signer,
+        })
     }
 
     /// Reads what `svid fetch` wrote.
@@ -138,7 +150,9 @@ impl Identity {
     pub fn tls(&self, with_certificate: bool) -> Result<rustls::ClientConfig, ClientError> {
         let trust = ClientTrust {
             roots: tls::fixed_roots(self.roots.clone()),
-            check: server_check(Some(self.spiffe_id.trust_domain().to_string())),
+            check: server_check(Some(
+                self.trusted_domain.clone().unwrap_or_else(|| self.spiffe_id.trust_domain()).to_string(),
+            )),
             clock: Arc::new(SystemClock),
         };
         let identity = with_certificate.then(|| (self.chain.clone(), self.key.tls()));
