@@ -125,6 +125,7 @@ impl Wiring<'_> {
         let token_url = format!("{issuer}/token");
         let token_url = Htu::parse(&token_url).map_err(|e| StartError::Origin(token_url.clone(), e))?;
         Ok(Arc::new(TokenPlane {
+            trust_domain: self.authority.trust_domain().clone(),
             stores: self.stores.clone(),
             issuer,
             token_url,

@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use crate::domain::people::Entry;
 use crate::domain::refusal::{OauthError, Refusal};
 use crate::domain::revocation::Subject;
+use crate::domain::spiffe_id::TrustDomain;
 use crate::net::listener::Peer;
 use crate::protocol::svid::X509Svid;
 use crate::store::Stores;
@@ -55,4 +56,21 @@ pub fn authenticate(stores: &Stores, peer: &Peer, form: &Form, other_method: boo
         return Err(invalid_client("the workload is revoked").because(kind));
     }
     Ok(Client { svid, entry })
+}
+
+impl Client {
+    /// A certificate of our own trust domain counts only if the ledger has it: what a stolen CA key signed was issued to
+    /// nobody. What came through a node that is stopped is stopped with it.
+    pub async fn check_issued(&self, stores: &Stores, own: &TrustDomain) -> Result<(), Refusal> {
+        if !self.svid.spiffe_id.is_member_of(own) {
+            return Ok(());
+        }
+        let row = stores.issued.by_serial(&self.svid.serial).await?.filter(|r| r.spiffe_id == self.svid.spiffe_id);
+        let row = row.ok_or_else(|| invalid_client("the certificate was not issued here"))?;
+        let subject = Subject { node: row.lineage.node, ..Subject::workload(&self.entry) };
+        match stores.revocations.watch().borrow().stops(&subject, stores.clock.now()) {
+            Some(kind) => Err(invalid_client("the workload is revoked").because(kind)),
+            None => Ok(()),
+        }
+    }
 }

@@ -13,6 +13,7 @@ use crate::domain::leaf::{Event, Leaf, Mint, Staged};
 use crate::domain::proof::{Epoch, Role};
 use crate::domain::refusal::{OauthError, Refusal};
 use crate::domain::secret::{AccessToken, DpopProof};
+use crate::domain::spiffe_id::TrustDomain;
 use crate::domain::time::Timestamp;
 use crate::net::body;
 use crate::net::listener::Peer;
@@ -34,6 +35,8 @@ pub struct TokenPlane {
     pub stores: Stores,
     /// Issuer URL, without a trailing slash.
     pub issuer: String,
+    /// Our trust domain.
+    pub trust_domain: TrustDomain,
     /// The endpoint's own URL, which proofs name.
     pub token_url: Htu,
     /// What tokens can be for.
@@ -74,6 +77,7 @@ impl TokenPlane {
         let (form, resources) = read(&parts.headers, body).await?;
         let client =
             client::authenticate(&self.stores, peer, &form, parts.headers.contains_key(header::AUTHORIZATION))?;
+        client.check_issued(&self.stores, &self.trust_domain).await?;
         check_grant(&form)?;
         let judged = self.judge(&parts.headers).await?;
         check_key(&client, judged.unspent.jkt)?;

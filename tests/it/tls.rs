@@ -97,3 +97,70 @@ async fn persons_administer_and_call_nothing_else() {
     assert_eq!(refused.status(), Some(401));
     enrol::renew(&alice).await.expect("a person renews");
 }
+
+/// The service's own issuing CA, as a thief of its data directory would have it.
+fn stolen_ca(service: &Service) -> (Vec<u8>, rcgen::Issuer<'static, rcgen::KeyPair>) {
+    let text = std::fs::read_to_string(service.data.join("ca/authorities.json")).expect("reads");
+    let state: serde_json::Value = serde_json::from_str(&text).expect("JSON");
+    let signs = |r: &&serde_json::Value| r["kind"] == "issuing" && r["state"] == "active";
+    let record = state["records"].as_array().expect("a list").iter().find(signs).expect("one signs").clone();
+    let der = base64::Engine::decode(&base64::prelude::BASE64_STANDARD, record["chain"][0].as_str().expect("text"));
+    let der = der.expect("base64");
+    let key = service.data.join(format!("ca/{}.key", record["id"].as_str().expect("text")));
+    let key = rcgen::KeyPair::from_pem(&std::fs::read_to_string(key).expect("reads")).expect("a key");
+    let issuer = rcgen::Issuer::from_ca_cert_der(&rustls::pki_types::CertificateDer::from(der.clone()), key);
+    (der, issuer.expect("an issuer"))
+}
+
+/// Each leaf is signed by our own CA and has one fault, so that only the SPIFFE rules stand in its way.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn x5_our_own_cas_signature_makes_no_leaf_of_what_is_none() {
+    let service = Service::start().await;
+    let (ca, issuer) = stolen_ca(&service);
+    let roots = popgate::net::fetch::certificates(&service.data.join("ca.pem")).expect("roots");
+    let now = time::OffsetDateTime::now_utc();
+    let hour = time::Duration::hours(1);
+    let good = |change: &dyn Fn(&mut rcgen::CertificateParams)| {
+        let mut params = rcgen::CertificateParams::default();
+        params.distinguished_name = rcgen::DistinguishedName::new();
+        (params.not_before, params.not_after) = (now - hour, now + hour);
+        params.subject_alt_names = vec![rcgen::SanType::URI(SOLVER.try_into().expect("ASCII"))];
+        params.is_ca = rcgen::IsCa::ExplicitNoCa;
+        params.key_usages = vec![rcgen::KeyUsagePurpose::DigitalSignature];
+        params.extended_key_usages = vec![rcgen::ExtendedKeyUsagePurpose::ClientAuth];
+        change(&mut params);
+        params
+    };
+    let uri = |text: &str| rcgen::SanType::URI(text.try_into().expect("ASCII"));
+    let two = |p: &mut rcgen::CertificateParams| p.subject_alt_names.push(uri("spiffe://example.org/ci/other"));
+    let rows: [(&str, rcgen::CertificateParams, bool); 9] = [
+        ("nothing wrong", good(&|_| {}), true),
+        ("two URIs", good(&two), false),
+        ("no path", good(&|p| p.subject_alt_names = vec![uri("spiffe://example.org")]), false),
+        ("a path with dots", good(&|p| p.subject_alt_names = vec![uri("spiffe://example.org/a/../b")]), false),
+        ("a foreign trust domain", good(&|p| p.subject_alt_names = vec![uri("spiffe://other.org/ci/solver")]), false),
+        ("a CA as leaf", good(&|p| p.is_ca = rcgen::IsCa::Ca(rcgen::BasicConstraints::Constrained(0))), false),
+        ("expired", good(&|p| p.not_after = now - time::Duration::seconds(5)), false),
+        ("not yet valid", good(&|p| p.not_before = now + hour / 2), false),
+        (
+            "for servers alone",
+            good(&|p| p.extended_key_usages = vec![rcgen::ExtendedKeyUsagePurpose::ServerAuth]),
+            false,
+        ),
+    ];
+    for (name, params, accepted) in rows {
+        let key = rcgen::KeyPair::generate().expect("makes");
+        let leaf = params.signed_by(&key, &issuer).expect("signs").der().to_vec();
+        let trust = popgate::net::tls::ClientTrust {
+            roots: popgate::net::tls::fixed_roots(roots.clone()),
+            check: popgate::client::identity::server_check(Some("example.org".into())),
+            clock: std::sync::Arc::new(popgate::store::clock::SystemClock),
+        };
+        let key = rustls::pki_types::PrivateKeyDer::Pkcs8(key.serialize_der().into());
+        let tls = popgate::net::tls::client(trust, Some((vec![leaf, ca.clone()], key))).expect("TLS");
+        let url = service.url("token", "/jwks.json");
+        let request = Request::get(&url).body(Bytes::new()).expect("builds");
+        let answered = HttpClient::new(tls).fetch(request).await;
+        assert_eq!(answered.is_ok(), accepted, "{name}: {:?}", answered.err().map(|e| e.to_string()));
+    }
+}
