@@ -67,7 +67,7 @@ fn bare_proxy(upstream: &str, dir: &Path) {
         let key = P256Key::generate();
         let made = authority.issue_server(&key, &["127.0.0.1".into()], now).expect("a certificate");
         let identity = ServerIdentity::new(made.chain, key.tls()).expect("an identity");
-        let acceptor = TlsAcceptor::from(tls::server(identity, None, true).expect("a configuration"));
+        let acceptor = TlsAcceptor::from(tls::server(identity, None, tls::Versions::Tls13).expect("a configuration"));
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("binds");
         println!("{}", listener.local_addr().expect("bound"));
         std::thread::spawn(|| {

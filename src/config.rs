@@ -322,8 +322,12 @@ fn merge(into: &mut Table, more: Table) {
 
 /// `POPGATE_GATEWAY__LISTEN` sets `gateway.listen`.
 fn overlay(table: &mut Table, env: &BTreeMap<String, String>) -> Result<(), ConfigError> {
-    const NOT_KEYS: [&str; 4] = ["POPGATE_CONFIG", "POPGATE_JOIN_TOKEN", "POPGATE_SERVER", "POPGATE_TEST_REDIS_URL"];
-    for (name, text) in env.iter().filter(|(n, _)| n.starts_with("POPGATE_") && !NOT_KEYS.contains(&n.as_str())) {
+    const NOT_KEYS: [&str; 3] = ["POPGATE_CONFIG", "POPGATE_JOIN_TOKEN", "POPGATE_SERVER"];
+    let is_key = |name: &str| {
+        let tests = ["POPGATE_TEST_", "POPGATE_BENCH_"].iter().any(|prefix| name.starts_with(prefix));
+        name.starts_with("POPGATE_") && !tests && !NOT_KEYS.contains(&name)
+    };
+    for (name, text) in env.iter().filter(|(name, _)| is_key(name)) {
         let path: Vec<String> = name["POPGATE_".len()..].split("__").map(str::to_lowercase).collect();
         let Some((last, parents)) = path.split_last() else { continue };
         let mut here = &mut *table;
@@ -401,6 +405,26 @@ mod tests {
     }
 
     #[test]
+    fn l1_short_lives_need_the_dangerous_setting_and_long_ones_a_long_issuing_ca() {
+        for text in [
+            "[identity]\ndanger_short_lives = true\nissuing_life = \"20s\"\njwt_key_life = \"20s\"\nsvid_ttl = \"2s\"",
+            "[identity]\nissuing_life = \"60d\"\nsvid_ttl = \"7d\"",
+        ] {
+            load(&[("popgate.toml", text)], &[]).unwrap_or_else(|e| panic!("{text}: {e}"));
+        }
+    }
+
+    #[test]
+    fn lists_of_tables_are_joined_over_files_and_a_name_stands_once() {
+        let main = "include = [\"t-*.toml\"]\n[[trust.oidc]]\nname = \"a\"\nissuer = \"https://a\"\n";
+        let more = |name: &str| format!("[[trust.oidc]]\nname = \"{name}\"\nissuer = \"https://b\"\n");
+        let config = load(&[("popgate.toml", main), ("t-b.toml", &more("b"))], &[]).expect("reads");
+        assert_eq!(config.trust.oidc.len(), 2);
+        let error = load(&[("popgate.toml", main), ("t-b.toml", &more("a"))], &[]).expect_err("refused");
+        assert!(error.contains("trust.oidc \"a\"") && error.contains("t-b.toml"), "{error}");
+    }
+
+    #[test]
     fn a_name_defined_twice_names_both_places() {
         let files = [
             ("popgate.toml", "include = [\"m-*.toml\"]\n"),
@@ -432,6 +456,14 @@ mod tests {
             "trust_domain = \"Ex ample\"",
             "[replay]\nstore = \"redis\"",
             "[policy]\nmode = \"shadow\"",
+            "[identity]\nissuing_life = \"30m\"",
+            "[identity]\njwt_key_life = \"2h\"",
+            "[identity]\nsvid_ttl = \"1m\"",
+            "[identity]\nsvid_ttl = \"5h\"",
+            "[identity]\ndanger_short_lives = true\nissuing_life = \"1s\"",
+            "[bundle_endpoint]\nlisten = \"127.0.0.1:0\"",
+            "[[trust.oidc]]\nname = \"unix\"\nissuer = \"https://x\"",
+            "[[trust.oidc]]\nname = \"a\"\nissuer = \"https://x\"\n[[trust.x509]]\nname = \"a\"\nca_file = \"x\"",
             "[telemetry]\nlog_level = \"loud\"",
         ] {
             assert!(load(&[("popgate.toml", text)], &[]).is_err(), "{text}");

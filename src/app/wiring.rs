@@ -32,7 +32,7 @@ use crate::net::files;
 use crate::net::keys::P256Key;
 use crate::net::listener::{self, Drain};
 use crate::net::router::Routed;
-use crate::net::tls::{self, ClientTrust, LeafCheck, RootFinder};
+use crate::net::tls::{self, ClientTrust, LeafCheck, RootFinder, Versions};
 use crate::net::uds;
 use crate::protocol::dpop::Window;
 use crate::protocol::htu::{Htu, Origin};
@@ -236,7 +236,7 @@ impl Wiring<'_> {
             let routed = Routed::new(identity_server::bundle_router(plane), None);
             set.spawn(listener::serve(
                 listener,
-                Some(tls::server(identity.clone(), None, true)?),
+                Some(tls::server(identity.clone(), None, Versions::Tls13)?),
                 routed,
                 drain.clone(),
             ));
@@ -281,6 +281,8 @@ impl Wiring<'_> {
         let ca_file = self.config.data_dir.join("ca.pem");
         let server = ServerCertificate::new(self.authority.clone(), names.clone(), self.stores.clone())?;
         let hosts = |address: SocketAddr| address.ip().is_loopback().then(|| Arc::new(names.clone()));
+        let old_too = self.config.gateway.danger_tls_1_2;
+        let gateway_versions = if old_too { Versions::AlsoTls12 } else { Versions::Tls13 };
         let request_clients = self.config.gateway.client_certificate == ClientCertificate::Request;
         let plane = self.identity_plane(&gateway, &drain)?;
         let identity = identity_server::router(plane.clone());
@@ -288,34 +290,34 @@ impl Wiring<'_> {
         let console = console_server::router(self.console(gateway.tasks.clone()));
         let telemetry =
             telemetry::router(Health { metrics: telemetry::start_metrics(), readiness: readiness(self.stores) });
-        let tls = |clients: Option<bool>| {
-            tls::server(server.identity.clone(), clients.map(|federated| self.clients(federated)), true)
+        let tls = |clients: Option<bool>, versions| {
+            tls::server(server.identity.clone(), clients.map(|federated| self.clients(federated)), versions)
         };
         let mut set = JoinSet::new();
         self.federate(&mut set, endpoint, plane, &drain).await?;
         let local = |l: &TcpListener| l.local_addr().ok().and_then(&hosts);
         set.spawn(listener::serve(
             bound.identity,
-            Some(tls(Some(false))?),
+            Some(tls(Some(false), Versions::Tls13)?),
             Routed::new(identity, hosts(self.config.identity.listen)),
             drain.clone(),
         ));
         set.spawn(listener::serve(
             bound.token,
-            Some(tls(Some(true))?),
+            Some(tls(Some(true), Versions::Tls13)?),
             Routed::new(token, hosts(self.config.token.listen)),
             drain.clone(),
         ));
         let console_hosts = local(&bound.console);
         set.spawn(listener::serve(
             bound.console,
-            Some(tls(Some(false))?),
+            Some(tls(Some(false), Versions::Tls13)?),
             Routed::new(console.clone(), console_hosts),
             drain.clone(),
         ));
         set.spawn(listener::serve(
             bound.gateway,
-            Some(tls(request_clients.then_some(true))?),
+            Some(tls(request_clients.then_some(true), gateway_versions)?),
             GatewayService(gateway),
             drain.clone(),
         ));

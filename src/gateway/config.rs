@@ -20,6 +20,8 @@ pub struct GatewayConfig {
     pub client_certificate: ClientCertificate,
     /// What `htu` is compared with; the first is canonical. Default: the bound address.
     pub origins: Vec<String>,
+    /// TLS 1.2 as well, for clients that have no 1.3.
+    pub danger_tls_1_2: bool,
     /// How long a stream may last.
     pub stream_max: Span,
 }
@@ -30,6 +32,7 @@ impl Default for GatewayConfig {
             listen: ([127, 0, 0, 1], 8443).into(),
             client_certificate: ClientCertificate::Request,
             origins: Vec::new(),
+            danger_tls_1_2: false,
             stream_max: Span(Duration::from_hours(1)),
         }
     }

@@ -206,15 +206,27 @@ pub struct ClientTrust {
     pub clock: Arc<dyn Clock>,
 }
 
+/// Which versions of TLS a listener speaks.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Versions {
+    /// 1.3 alone.
+    Tls13,
+    /// 1.2 as well.
+    AlsoTls12,
+}
+
 /// A listener's TLS: client certificates are requested, never required; without trust none is asked for.
 pub fn server(
     identity: Arc<ServerIdentity>,
     clients: Option<ClientTrust>,
-    http2: bool,
+    versions: Versions,
 ) -> Result<Arc<ServerConfig>, TlsError> {
-    let builder = ServerConfig::builder_with_provider(provider())
-        .with_protocol_versions(&[&rustls::version::TLS13])
-        .map_err(TlsError::new)?;
+    let spoken: &[&rustls::SupportedProtocolVersion] = match versions {
+        Versions::Tls13 => &[&rustls::version::TLS13],
+        Versions::AlsoTls12 => &[&rustls::version::TLS13, &rustls::version::TLS12],
+    };
+    let builder =
+        ServerConfig::builder_with_provider(provider()).with_protocol_versions(spoken).map_err(TlsError::new)?;
     let builder = match clients {
         Some(trust) => builder.with_client_cert_verifier(PeerVerifier::new(trust.roots, trust.check, trust.clock)),
         None => builder.with_no_client_auth(),
@@ -223,7 +235,7 @@ pub fn server(
     config.send_tls13_tickets = 0;
     config.max_early_data_size = 0;
     config.session_storage = Arc::new(NoServerSessionStorage {});
-    config.alpn_protocols = if http2 { vec![b"h2".to_vec(), b"http/1.1".to_vec()] } else { vec![b"http/1.1".to_vec()] };
+    config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
     Ok(Arc::new(config))
 }
 

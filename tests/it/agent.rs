@@ -293,3 +293,119 @@ async fn an_agent_that_cannot_start_says_what_to_do() {
     let workload = Host::start_in(&service, dir, &["--join-token-file", file.to_str().expect("UTF-8")]).err();
     assert!(workload.expect("does not start").contains("--node NAME"));
 }
+
+/// A cgroup of a unit's name, in systemd's hierarchy or the unified one.
+fn unit(name: &str) -> Option<std::path::PathBuf> {
+    let places = ["/sys/fs/cgroup/systemd", "/sys/fs/cgroup/unified", "/sys/fs/cgroup"];
+    places.iter().map(|p| std::path::Path::new(p).join(name)).find(|dir| {
+        std::fs::create_dir(dir).is_ok() && (dir.join("cgroup.procs").exists() || std::fs::remove_dir(dir).is_err())
+    })
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a2_a_service_is_known_by_its_systemd_unit() {
+    let name = format!("pgt-{}.service", std::process::id());
+    let Some(dir) = unit(&name) else {
+        use std::io::Write as _;
+        let _ =
+            writeln!(std::io::stderr(), "left out: the systemd unit selector; it needs a writable cgroup hierarchy");
+        return;
+    };
+    let service = Service::start().await;
+    let host = Host::start(&service, "build-1").await;
+    register(&service, "spiffe://example.org/unit", &host.node, &[&format!("systemd:id:{name}")]).await;
+    wait(|| async { host.log().contains("\"entries\":1") }, "the entry").await;
+    let fetch = |prefix: &str| {
+        let script = format!(
+            "{prefix}exec {} svid fetch --out {}",
+            env!("CARGO_BIN_EXE_popgate"),
+            host.path().join("o").display()
+        );
+        let mut shell = std::process::Command::new("sh");
+        shell.args(["-c", &script]).env("SPIFFE_ENDPOINT_SOCKET", host.endpoint());
+        shell.output().expect("runs")
+    };
+    let inside = format!("echo $$ > {}/cgroup.procs; ", dir.display());
+    wait(|| async { fetch(&inside).status.success() }, "an identity inside the unit").await;
+    let outside = fetch("");
+    let _ = std::fs::remove_dir(&dir);
+    assert!(stderr(&outside).contains("no identity issued"), "{}", stderr(&outside));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn l2_svid_watch_renews_by_itself_and_signals_a_process() {
+    let service = Service::start_with_identity("danger_short_lives = true\n").await;
+    let entry = json!({"entry": [{"spiffe_id": crate::world::SOLVER, "owner": "https://idp.example.org#bob", "svid_ttl": "4s"}]});
+    service.admin(Method::POST, "/v1/import", Some(entry)).await.expect("imports");
+    let dir = tempfile::tempdir().expect("tempdir");
+    let file = |name: &str| dir.path().join(name).to_str().expect("UTF-8").to_owned();
+    std::fs::write(file("token"), service.join_token(crate::world::SOLVER).await.expose().as_str()).expect("writes");
+    let count = format!(
+        "n=0; trap 'n=$((n+1)); echo $n > {}' HUP; echo $$ > {}; while :; do sleep 0.05; done",
+        file("count"),
+        file("pid")
+    );
+    let mut process = std::process::Command::new("sh").args(["-c", &count]).spawn().expect("runs");
+    wait(|| async { std::path::Path::new(&file("pid")).exists() }, "the process").await;
+    let mut watch = popgate()
+        .args([
+            "svid",
+            "watch",
+            "--join-token-file",
+            &file("token"),
+            "--out",
+            &file("out"),
+            "--signal",
+            "HUP",
+            "--pid-file",
+            &file("pid"),
+        ])
+        .args(["--server", &service.addresses["identity"], "--quiet"])
+        .stdout(std::process::Stdio::null())
+        .spawn()
+        .expect("runs");
+    let told = || std::fs::read_to_string(file("count")).ok().and_then(|t| t.trim().parse::<u32>().ok()).unwrap_or(0);
+    wait(|| async { told() >= 3 }, "three certificates").await;
+    watch.kill().expect("kills");
+    watch.wait().expect("waits");
+    process.kill().expect("kills");
+    process.wait().expect("waits");
+    let kept = popgate::client::identity::Identity::load(&dir.path().join("out")).expect("key and certificate fit");
+    assert_eq!(kept.spiffe_id.as_str(), crate::world::SOLVER);
+    let stops = service.admin(Method::GET, "/v1/revocations", None).await.expect("lists");
+    assert_eq!(stops, json!([]), "nobody took a renewal for a thief's");
+    for (args, says) in [(["--signal", "NOPE"], "is no signal"), (["--signal", "HUP"], "--pid-file")] {
+        let bad = popgate()
+            .args(["svid", "watch"])
+            .args(args)
+            .args(if says == "is no signal" { vec!["--pid-file", "/nowhere"] } else { vec![] })
+            .output()
+            .expect("runs");
+        assert!(bad.status.code() == Some(2) && stderr(&bad).contains(says), "{}", stderr(&bad));
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_second_agent_on_one_socket_or_directory_leaves_the_first_alone() {
+    let service = Service::start().await;
+    let host = served(&service).await;
+    client(&host).await;
+    let again = |data: &str, socket: &std::path::Path| {
+        popgate()
+            .args(["agent", "--server", &service.addresses["identity"], "--data-dir"])
+            .arg(host.path().join(data))
+            .arg("--socket")
+            .arg(socket)
+            .output()
+            .expect("ends")
+    };
+    let same_socket = again("other", &host.socket());
+    assert!(stderr(&same_socket).contains("another process listens on it"), "{}", stderr(&same_socket));
+    let same_data = again("data", &host.path().join("s2"));
+    assert!(stderr(&same_data).contains("in use by the service or agent with pid"), "{}", stderr(&same_data));
+    let file = host.path().join("precious");
+    std::fs::write(&file, "x").expect("writes");
+    assert!(stderr(&again("other", &file)).contains("no socket"));
+    assert_eq!(std::fs::read_to_string(&file).expect("still there"), "x");
+    client(&host).await;
+}

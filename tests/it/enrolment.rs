@@ -206,3 +206,16 @@ async fn a4_entries_bound_what_may_be_registered() {
         service.admin(Method::POST, "/v1/join-tokens", Some(json!({"spiffe_id": "spiffe://example.org/nobody"}))).await;
     assert_eq!(unknown.err().and_then(|e| e.status()), Some(404));
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn l6_what_was_answered_is_in_the_ledger_and_in_the_log_after_a_crash() {
+    let mut service = Service::start().await;
+    let identity = service.enrol(SOLVER).await;
+    service.crash_and_restart();
+    enrol::renew(&identity).await.expect("the ledger knows it");
+    service.admin(Method::POST, "/v1/evidence/publish", None).await.expect("publishes");
+    let data = service.data.to_str().expect("UTF-8");
+    let export = crate::world::run(&["audit", "export", "--data-dir", data, "--format", "ocsf"]);
+    let text = crate::world::stdout(&export);
+    assert!(text.contains(&identity.svid.serial), "the log knows it: {}", crate::world::stderr(&export));
+}

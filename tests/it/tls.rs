@@ -164,3 +164,29 @@ async fn x5_our_own_cas_signature_makes_no_leaf_of_what_is_none() {
         assert_eq!(answered.is_ok(), accepted, "{name}: {:?}", answered.err().map(|e| e.to_string()));
     }
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn x6_the_key_exchange_is_hybrid_where_the_client_has_it_and_no_early_data_is_taken() {
+    let service = Service::start().await;
+    let roots = popgate::net::fetch::certificates(&service.data.join("ca.pem")).expect("roots");
+    let config = std::sync::Arc::new(popgate::net::tls::web_client(&roots).expect("TLS"));
+    for listener in ["identity", "token", "gateway", "admin"] {
+        let address = service.addresses[listener].split("://").nth(1).expect("an address").to_owned();
+        let stream = tokio::net::TcpStream::connect(address).await.expect("connects");
+        let name = rustls::pki_types::ServerName::try_from("localhost").expect("a name");
+        let stream =
+            tokio_rustls::TlsConnector::from(config.clone()).connect(name, stream).await.expect("shakes hands");
+        let (_, session) = stream.get_ref();
+        let group = session.negotiated_key_exchange_group().map(rustls::crypto::SupportedKxGroup::name);
+        assert_eq!(group, Some(rustls::NamedGroup::X25519MLKEM768), "{listener}");
+        assert_eq!(session.protocol_version(), Some(rustls::ProtocolVersion::TLSv1_3));
+        assert!(!session.is_early_data_accepted(), "{listener}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn x6_tls_1_2_is_spoken_where_the_configuration_dares_and_nowhere_else() {
+    let service = Service::start_with_gateway("danger_tls_1_2 = true\n").await;
+    assert!(openssl(&service, "gateway", &["-tls1_2"]).contains("Verify return code: 0 (ok)"));
+    assert!(openssl(&service, "token", &["-tls1_2"]).contains("alert"));
+}

@@ -60,7 +60,7 @@ impl Web {
         let (der, key) = ca.leaf("localhost", &["localhost"]);
         let key = rustls::pki_types::pem::PemObject::from_pem_slice(key.as_bytes()).map(|k: PrivatePkcs8KeyDer| k);
         let identity = ServerIdentity::new(vec![der], PrivateKeyDer::Pkcs8(key.expect("a key"))).expect("an identity");
-        let config = tls::server(identity, None, true).expect("TLS");
+        let config = tls::server(identity, None, tls::Versions::Tls13).expect("TLS");
         let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("binds");
         let url = format!("https://localhost:{}", listener.local_addr().expect("bound").port());
         let documents: HashMap<String, String> = documents.iter().map(|(p, d)| ((*p).to_owned(), d.clone())).collect();

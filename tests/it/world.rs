@@ -222,6 +222,12 @@ impl Service {
         Self::start_configured("", keys).await
     }
 
+    /// Starts with further keys of `[gateway]`.
+    pub async fn start_with_gateway(keys: &str) -> Self {
+        // The marker tells which section they belong to.
+        Self::start_configured("", &format!("@gateway{keys}")).await
+    }
+
     /// Starts with further configuration and further keys of `[identity]`.
     pub async fn start_configured(extra: &str, identity: &str) -> Self {
         let service = Self::start_domain("example.org", extra, identity, &[]).await;
@@ -236,7 +242,11 @@ impl Service {
         let base = dir.path().to_owned();
         let listen: String = ["identity", "token", "gateway", "console", "telemetry"]
             .map(|s| {
-                let keys = if s == "identity" { identity } else { "" };
+                let keys = match identity.strip_prefix("@gateway") {
+                    Some(keys) if s == "gateway" => keys,
+                    None if s == "identity" => identity,
+                    _ => "",
+                };
                 format!("[{s}]\nlisten = \"127.0.0.1:0\"\n{keys}")
             })
             .concat();
