@@ -278,7 +278,15 @@ impl Authority {
         }
         let live = self.live.load();
         let active = active(&live, now)?;
-        let params = ca(&profile::downstream(), &self.trust_domain, 0, true, now, now.plus(life).min(active.not_after));
+        let params = ca(
+            &profile::downstream(),
+            &self.trust_domain,
+            &hex::encode(key.jkt().0),
+            0,
+            true,
+            now,
+            now.plus(life).min(active.not_after),
+        );
         let der = params.signed_by(&ProvedKey(key), &active.issuer)?.der().to_vec();
         Ok(std::iter::once(der).chain(active.chain.iter().cloned()).collect())
     }

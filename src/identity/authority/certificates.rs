@@ -38,18 +38,28 @@ fn base(now: Timestamp, not_after: Timestamp) -> CertificateParams {
     params
 }
 
+/// Longest name in a subject (RFC 5280 appendix A.1, ub-organization-name).
+const MAX_NAME: usize = 64;
+
 /// X509-SVID section 4: a CA has a subject, critical basicConstraints and keyUsage, and its trust domain's ID. No name
-/// constraints: webpki refuses chains with URI constraints. `signed` is whether another CA signs it.
+/// constraints: webpki refuses chains with URI constraints. `id` is its key's, `signed` whether another CA
+/// signs it.
 pub(super) fn ca(
     profile: &CaProfile,
     trust_domain: &TrustDomain,
+    id: &str,
     path_length: u8,
     signed: bool,
     now: Timestamp,
     not_after: Timestamp,
 ) -> CertificateParams {
     let mut params = base(now, not_after);
-    params.distinguished_name.push(DnType::CommonName, format!("{} {trust_domain}", profile.common_name));
+    // Each key has a name of its own: a verifier then finds its way to the root without trying every CA of the domain.
+    let short: String = id.chars().take(16).collect();
+    params.distinguished_name.push(DnType::CommonName, format!("{} {short}", profile.common_name));
+    if trust_domain.as_str().len() <= MAX_NAME {
+        params.distinguished_name.push(DnType::OrganizationName, trust_domain.as_str());
+    }
     params.subject_alt_names = vec![uri(&trust_domain.id()).expect("a trust domain is ASCII")];
     params.is_ca = IsCa::Ca(BasicConstraints::Constrained(path_length));
     params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];

@@ -179,7 +179,7 @@ impl Authority {
     fn new_root(&self, key: &Arc<dyn AuthorityKey>, now: Timestamp) -> Result<Record, AuthorityError> {
         let profile = profile::root();
         let end = now.plus(profile.life.0).min(Timestamp::from_unix(Timestamp::MAX_SECONDS));
-        let params = ca(&profile, &self.trust_domain, profile.path_length, false, now, end);
+        let params = ca(&profile, &self.trust_domain, &key_id(&**key), profile.path_length, false, now, end);
         let der = params.self_signed(&Remote(key.clone()))?.der().to_vec();
         let record = Self::record(AuthorityKind::Root, key, now, end);
         Ok(Record { chain: vec![Der::new(&der)], signed_until: now, ..record })
@@ -200,7 +200,8 @@ impl Authority {
         let end = now.plus(self.policy.issuing_life).min(root_end);
         let path_length = profile.path_length + u8::from(self.policy.downstream);
         let by = |root: &Record| -> Result<Vec<u8>, AuthorityError> {
-            let params = ca(&profile, &self.trust_domain, path_length, true, now, end.min(root.not_after));
+            let params =
+                ca(&profile, &self.trust_domain, &key_id(&**key), path_length, true, now, end.min(root.not_after));
             self.signed_by(root, params, key)
         };
         let recent = |r: &&Record| {
@@ -248,7 +249,7 @@ impl Authority {
         };
         let profile = profile::issuing();
         let length = profile.path_length + u8::from(self.policy.downstream);
-        let mut params = ca(&profile, &self.trust_domain, length, false, now, now.plus(profile.life.0));
+        let mut params = ca(&profile, &self.trust_domain, &id, length, false, now, now.plus(profile.life.0));
         params.serial_number = None;
         Ok(params.serialize_request(&Remote(self.keys.open(&id)?))?.der().to_vec())
     }

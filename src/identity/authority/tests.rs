@@ -221,6 +221,21 @@ fn l2_taint_is_told_and_a_revoked_issuer_is_known_by_its_leaves() {
 }
 
 #[test]
+fn l2_many_turns_in_a_row_leave_short_ways_to_the_root() {
+    let (_dir, authority) = authority();
+    let first = authority.bundle();
+    for _ in 0..12 {
+        authority.prepare(AuthorityKind::Root, NOW).expect("prepares");
+        authority.activate(AuthorityKind::Root, NOW).expect("activates");
+    }
+    // A verifier tries ways within a budget; here it has every root there was, and one that has looked never since.
+    let server = authority.issue_server(&P256Key::generate(), &[], NOW).expect("issues");
+    assert!(leads(&server.chain, &authority.bundle().roots, NOW) && leads(&server.chain, &first.roots, NOW));
+    let made = issue(&authority, DAY / 24);
+    assert!(leads(&made.chain, &authority.bundle().roots, NOW));
+}
+
+#[test]
 fn l2_a_new_root_comes_while_an_issuing_ca_waits() {
     let (_dir, authority) = authority();
     let waiting = authority.prepare(AuthorityKind::Issuing, NOW).expect("prepares").id;
