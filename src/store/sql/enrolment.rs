@@ -85,25 +85,7 @@ macro_rules! live {
 #[async_trait]
 impl Issued for SqliteLedger {
     async fn record(&self, certificate: &IssuedCertificate, now: Timestamp) -> Result<bool, Unavailable> {
-        sqlx::query(
-            "INSERT INTO issued (serial, spiffe_id, jkt, not_after, attestation, der, issuer, first, attested_at, renewable, node) SELECT ?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11 WHERE NOT EXISTS (SELECT 1 FROM issued WHERE jkt = ?3 AND spiffe_id <> ?2 AND not_after > ?12)",
-        )
-        .bind(&certificate.serial)
-        .bind(certificate.spiffe_id.as_str())
-        .bind(certificate.jkt.to_string())
-        .bind(to_sql(certificate.not_after))
-        .bind(certificate.attestation_sha256.to_string())
-        .bind(&certificate.der)
-        .bind(&certificate.issuer)
-        .bind(&certificate.lineage.first)
-        .bind(to_sql(certificate.lineage.attested_at))
-        .bind(certificate.lineage.renewable)
-        .bind(certificate.lineage.node.as_ref().map(SpiffeId::as_str))
-        .bind(to_sql(now))
-        .execute(&self.pool)
-        .await
-        .map(|done| done.rows_affected() == 1)
-        .map_err(away)
+        self.recorder.record(certificate, now).await
     }
 
     async fn withdraw(&self, serial: &str) -> Result<(), Unavailable> {

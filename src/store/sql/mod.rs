@@ -5,6 +5,7 @@ mod bundles;
 mod enrolment;
 mod migrate;
 mod nodes;
+mod recorder;
 mod registry;
 mod stops;
 
@@ -28,6 +29,7 @@ use crate::domain::time::Timestamp;
 use crate::store::Unavailable;
 use crate::store::bundles::ForeignBundle;
 use crate::store::keys::PublishedKey;
+use crate::store::sql::recorder::Recorder;
 
 const PART: &str = "the ledger";
 
@@ -43,6 +45,7 @@ struct Held {
 
 /// The ledger of a single replica.
 pub struct SqliteLedger {
+    recorder: Recorder,
     pool: SqlitePool,
     held: RwLock<Held>,
     /// Held over each change and the reading that follows it, so that no older reading replaces a newer one.
@@ -65,6 +68,7 @@ impl SqliteLedger {
         let pool = SqlitePoolOptions::new().max_connections(4).connect_with(options).await.map_err(away)?;
         migrate::migrate(&pool).await?;
         let ledger = Self {
+            recorder: Recorder::start(pool.clone()),
             pool,
             held: RwLock::default(),
             changing: tokio::sync::Mutex::default(),
