@@ -9,7 +9,7 @@ use bytes::Bytes;
 use futures_util::Stream;
 use serde_json::Value;
 use tokio::sync::{Semaphore, watch};
-use tonic::{Request, Response, Status};
+use tonic::{Code, Request, Response, Status};
 
 use crate::agent::attest::UnixAttestor;
 use crate::agent::keeper::Keeper;
@@ -32,6 +32,8 @@ use crate::protocol::jwt_svid;
 
 /// JWT-SVIDs that are remembered until half their life.
 const MAX_JWTS: usize = 10_000;
+/// How long a first certificate is waited for.
+const PATIENCE: Duration = Duration::from_secs(3);
 /// Callers that are attested at once.
 const ATTESTED_AT_ONCE: usize = 4;
 /// A stream looks at the time this often: what ends without a change must not be shown on.
@@ -110,7 +112,7 @@ impl WorkloadApi {
     }
 
     /// The first message at once and one on each change of it, always the full state.
-    fn stream<T>(
+    async fn stream<T>(
         &self,
         caller: Caller,
         answer: impl Fn(&Snapshot, &BTreeSet<Selector>, Timestamp) -> Result<T, Status> + Send + 'static,
@@ -120,9 +122,19 @@ impl WorkloadApi {
     {
         let keeper = self.keeper.clone();
         let mut present = keeper.watch();
-        let snapshot = present.borrow_and_update().clone();
-        // The first answer decides the call's own status.
-        let first = answer(&snapshot, &caller.found, keeper.now())?;
+        // The first answer decides the call's own status. A certificate that is on its way is waited for a little.
+        let patience = tokio::time::Instant::now() + PATIENCE;
+        let first = loop {
+            let snapshot = present.borrow_and_update().clone();
+            match answer(&snapshot, &caller.found, keeper.now()) {
+                Err(status) if status.code() == Code::Unavailable => {
+                    if !matches!(tokio::time::timeout_at(patience, present.changed()).await, Ok(Ok(()))) {
+                        return Err(status);
+                    }
+                }
+                done => break done?,
+            }
+        };
         let told = digest(&first);
         let streaming = Streaming {
             keeper,
@@ -205,7 +217,11 @@ where
             // It may be another program by now, or nobody.
             self.caller.found = self.attestation.of(&self.caller.process).await?;
             let snapshot = self.present.borrow_and_update().clone();
-            let message = (self.answer)(&snapshot, &self.caller.found, self.keeper.now())?;
+            let message = match (self.answer)(&snapshot, &self.caller.found, self.keeper.now()) {
+                // It is entitled, and its next certificate is on its way: what it has serves on till then.
+                Err(status) if status.code() == Code::Unavailable => continue,
+                answered => answered?,
+            };
             let digest = digest(&message);
             if digest != self.told {
                 self.told = digest;
@@ -308,14 +324,14 @@ impl SpiffeWorkloadApi for WorkloadApi {
         &self,
         request: Request<X509svidRequest>,
     ) -> Result<Response<Self::FetchX509SVIDStream>, Status> {
-        self.stream(self.caller(&request).await?, x509_svids)
+        self.stream(self.caller(&request).await?, x509_svids).await
     }
 
     async fn fetch_x509_bundles(
         &self,
         request: Request<X509BundlesRequest>,
     ) -> Result<Response<Self::FetchX509BundlesStream>, Status> {
-        self.stream(self.caller(&request).await?, x509_bundles)
+        self.stream(self.caller(&request).await?, x509_bundles).await
     }
 
     async fn fetch_jwtsvid(&self, request: Request<JwtsvidRequest>) -> Result<Response<JwtsvidResponse>, Status> {
@@ -346,7 +362,7 @@ impl SpiffeWorkloadApi for WorkloadApi {
         &self,
         request: Request<JwtBundlesRequest>,
     ) -> Result<Response<Self::FetchJWTBundlesStream>, Status> {
-        self.stream(self.caller(&request).await?, jwt_bundles)
+        self.stream(self.caller(&request).await?, jwt_bundles).await
     }
 
     async fn validate_jwtsvid(
@@ -406,4 +422,56 @@ fn claim(value: Value) -> prost_types::Value {
         }
     };
     prost_types::Value { kind: Some(kind) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::net::keys::P256Key;
+    use crate::protocol::svid::X509Svid;
+
+    /// A leaf of the public test chains; only its place in an answer matters here.
+    fn held(key: &Arc<P256Key>) -> Arc<HeldSvid> {
+        let pem = include_str!("../../certs/chains/good.pem");
+        let der = crate::net::fetch::pem_certificates(pem).expect("PEM").remove(0);
+        let svid = X509Svid::parse(&der).expect("a leaf");
+        let renew_after = svid.not_after;
+        Arc::new(HeldSvid {
+            svid,
+            chain: Bytes::from(der),
+            key: key.clone(),
+            issuer: String::new(),
+            renew_after,
+            version: String::new(),
+        })
+    }
+
+    #[test]
+    fn w2_a_hint_stands_once_in_an_answer() {
+        let entry = |path: &str, hint: Option<&str>| AgentEntry {
+            spiffe_id: format!("spiffe://example.org/{path}").parse().expect("legal"),
+            selectors: Vec::new(),
+            hint: hint.map(Into::into),
+            version: String::new(),
+        };
+        let key = Arc::new(P256Key::generate());
+        let entries =
+            [entry("a", Some("internal")), entry("b", None), entry("c", Some("internal")), entry("d", Some("x"))];
+        let svid = held(&key);
+        let identities: Vec<(&AgentEntry, &Arc<HeldSvid>)> = entries.iter().map(|e| (e, &svid)).collect();
+        assert_eq!(unique_hints(&identities), ["internal", "", "", "x"]);
+    }
+
+    #[test]
+    fn w1_claims_keep_their_kinds() {
+        use prost_types::value::Kind;
+        let value = claim(serde_json::json!({"aud": ["a"], "exp": 5, "ok": true, "none": null, "sub": "s"}));
+        let Some(Kind::StructValue(object)) = value.kind else { panic!("an object") };
+        let kind = |name: &str| object.fields[name].kind.clone().expect("a kind");
+        assert_eq!(kind("exp"), Kind::NumberValue(5.0));
+        assert_eq!(kind("ok"), Kind::BoolValue(true));
+        assert_eq!(kind("sub"), Kind::StringValue("s".into()));
+        assert_eq!(kind("none"), Kind::NullValue(0));
+        assert!(matches!(kind("aud"), Kind::ListValue(list) if list.values.len() == 1));
+    }
 }

@@ -6,14 +6,14 @@ use std::time::Duration;
 use bytes::Bytes;
 use http::{Request, Response};
 use hyper::body::Incoming;
-use hyper_rustls::{HttpsConnector, HttpsConnectorBuilder};
+use hyper_rustls::HttpsConnector;
 use hyper_util::client::legacy::Client;
 use hyper_util::client::legacy::connect::HttpConnector;
-use hyper_util::rt::TokioExecutor;
 use rustls::ClientConfig;
 
 use crate::client::ClientError;
 use crate::net::body::{AnyBody, full, read};
+use crate::net::fetch::https_client;
 
 /// Largest document that is read whole.
 const MAX_DOCUMENT: usize = 16 << 20;
@@ -28,17 +28,7 @@ pub struct HttpClient(Client<HttpsConnector<HttpConnector>, AnyBody>);
 impl HttpClient {
     /// A client that dials with `tls`.
     pub fn new(tls: ClientConfig) -> Self {
-        let mut http = HttpConnector::new();
-        http.enforce_http(false);
-        http.set_nodelay(true);
-        http.set_connect_timeout(Some(Duration::from_secs(5)));
-        let connector = HttpsConnectorBuilder::new()
-            .with_tls_config(tls)
-            .https_only()
-            .enable_http1()
-            .enable_http2()
-            .wrap_connector(http);
-        Self(Client::builder(TokioExecutor::new()).build(connector))
+        Self(https_client(tls))
     }
 
     /// Sends a request; the answer's body streams.

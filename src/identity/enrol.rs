@@ -257,7 +257,7 @@ impl Enrolment {
         let mut stopped = HashSet::new();
         loop {
             // Again and again, for what was issued in between.
-            let live = self.stores.issued.live(Of::Lineage(&lineage.first), now).await?;
+            let live = self.stores.issued.live(Of::Lineage(&old.spiffe_id, &lineage.first), now).await?;
             let Some(next) = live.into_iter().find(|l| !stopped.contains(&l.serial)) else { break };
             let new = NewRevocation {
                 kind: RevocationKind::Serial,

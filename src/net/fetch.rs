@@ -36,11 +36,7 @@ pub struct Fetcher(Client<HttpsConnector<HttpConnector>, AnyBody>);
 impl Fetcher {
     /// A fetcher with a TLS configuration.
     pub fn new(tls: ClientConfig) -> Self {
-        let mut http = HttpConnector::new();
-        http.enforce_http(false);
-        http.set_connect_timeout(Some(Duration::from_secs(5)));
-        let https = HttpsConnectorBuilder::new().with_tls_config(tls).https_only().enable_http1().enable_http2();
-        Self(Client::builder(TokioExecutor::new()).build(https.wrap_connector(http)))
+        Self(https_client(tls))
     }
 
     /// A fetcher that trusts the certificates of a PEM file, or those of the system.
@@ -85,6 +81,16 @@ impl Fetcher {
         }
         read(answer.into_body(), MAX_DOCUMENT).await.map_err(|e| failed(e.to_string()))
     }
+}
+
+/// A pooled client for HTTP/1.1 and HTTP/2 over one TLS configuration.
+pub fn https_client(tls: ClientConfig) -> Client<HttpsConnector<HttpConnector>, AnyBody> {
+    let mut http = HttpConnector::new();
+    http.enforce_http(false);
+    http.set_nodelay(true);
+    http.set_connect_timeout(Some(Duration::from_secs(5)));
+    let https = HttpsConnectorBuilder::new().with_tls_config(tls).https_only().enable_http1().enable_http2();
+    Client::builder(TokioExecutor::new()).build(https.wrap_connector(http))
 }
 
 /// The certificates of a PEM file, DER; at least one.

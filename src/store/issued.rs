@@ -68,8 +68,8 @@ pub enum Of<'a> {
     Identity(&'a SpiffeId),
     /// Those that a node's agent asked for, and its own.
     Node(&'a SpiffeId),
-    /// Those renewed from the first with this serial, and it.
-    Lineage(&'a str),
+    /// Those of an identity that were renewed from the first with this serial, and it.
+    Lineage(&'a SpiffeId, &'a str),
 }
 
 /// Whether a serial may be renewed with a key.

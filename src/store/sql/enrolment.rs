@@ -94,7 +94,7 @@ impl Issued for SqliteLedger {
     }
 
     async fn by_attestation(&self, attestation: Sha256, jkt: Jkt) -> Result<Option<IssuedCertificate>, Unavailable> {
-        let query = sqlx::query(certificates!("attestation = ? AND jkt = ?"))
+        let query = sqlx::query(certificates!("jkt = ?2 AND attestation = ?1"))
             .bind(attestation.to_string())
             .bind(jkt.to_string());
         query.fetch_optional(&self.pool).await.map_err(away)?.map(|row| certificate(&row)).transpose()
@@ -124,16 +124,13 @@ impl Issued for SqliteLedger {
     }
 
     async fn live(&self, of: Of<'_>, now: Timestamp) -> Result<Vec<LiveCertificate>, Unavailable> {
-        let (sql, value) = match of {
-            Of::Everybody => (live!(""), None),
-            Of::Identity(id) => (live!(" AND spiffe_id = ?2"), Some(id.as_str())),
-            Of::Node(id) => (live!(" AND (node = ?2 OR spiffe_id = ?2)"), Some(id.as_str())),
-            Of::Lineage(first) => (live!(" AND first = ?2"), Some(first)),
+        let (sql, values): (_, &[&str]) = match of {
+            Of::Everybody => (live!(""), &[]),
+            Of::Identity(id) => (live!(" AND spiffe_id = ?2"), &[id.as_str()]),
+            Of::Node(id) => (live!(" AND (node = ?2 OR spiffe_id = ?2)"), &[id.as_str()]),
+            Of::Lineage(id, first) => (live!(" AND spiffe_id = ?2 AND first = ?3"), &[id.as_str(), first]),
         };
-        let mut query = sqlx::query(sql).bind(to_sql(now));
-        if let Some(value) = value {
-            query = query.bind(value);
-        }
+        let query = values.iter().fold(sqlx::query(sql).bind(to_sql(now)), |query, value| query.bind(*value));
         query.fetch_all(&self.pool).await.map_err(away)?.iter().map(live_certificate).collect()
     }
 

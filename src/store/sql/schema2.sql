@@ -5,8 +5,7 @@ ALTER TABLE issued ADD COLUMN node TEXT;
 UPDATE issued SET first = serial, attested_at = not_after;
 CREATE INDEX issued_by_identity ON issued (spiffe_id, not_after);
 CREATE INDEX issued_by_node ON issued (node, not_after) WHERE node IS NOT NULL;
-CREATE INDEX issued_by_lineage ON issued (first);
-CREATE INDEX issued_by_end ON issued (not_after);
+DROP INDEX issued_by_attestation;
 CREATE TABLE entry_template (name TEXT PRIMARY KEY, body TEXT NOT NULL) STRICT;
 CREATE TABLE node (spiffe_id TEXT PRIMARY KEY, body TEXT NOT NULL) STRICT;
 CREATE TABLE bundle (
