@@ -56,8 +56,7 @@ async fn b2_a_bundle_is_fetched_by_https_spiffe_and_follows_the_partners_rotatio
     let act = json!({"action": "prepare", "kind": "root"});
     partner.admin(Method::POST, "/v1/authorities", Some(act)).await.expect("prepares");
     wait(|| async { roots().await == Some(2) }, "the partner's next root, before it signs").await;
-    let refused =
-        service.admin(Method::DELETE, &format!("/v1/bundles?id={PARTNER}"), None).await.err().expect("refused");
+    let refused = service.admin(Method::DELETE, &format!("/v1/bundles?id={PARTNER}"), None).await.expect_err("refused");
     assert!(refused.to_string().contains("[[federation]]"), "what is configured comes back: {refused}");
 }
 

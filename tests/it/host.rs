@@ -58,13 +58,11 @@ impl Host {
         BufReader::new(child.stdout.take().expect("piped")).read_line(&mut line).expect("reads");
         let ready: Value = serde_json::from_str(&line).unwrap_or(Value::Null);
         let said = || std::fs::read_to_string(dir.path().join("log")).unwrap_or_default();
-        match ready["ready"]["node"].as_str() {
-            Some(node) => Ok(Self { node: node.to_owned(), dir, child }),
-            None => {
-                let _ = child.wait();
-                Err(said())
-            }
+        if let Some(node) = ready["ready"]["node"].as_str() {
+            return Ok(Self { node: node.to_owned(), dir, child });
         }
+        let _ = child.wait();
+        Err(said())
     }
 
     /// Ends the agent and starts it again with these arguments on the same directory.
