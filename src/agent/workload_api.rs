@@ -3,7 +3,7 @@
 use std::collections::{BTreeSet, HashMap};
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use futures_util::Stream;
@@ -20,7 +20,6 @@ use crate::domain::selector::Selector;
 use crate::domain::spiffe_id::SpiffeId;
 use crate::domain::time::Timestamp;
 use crate::net::listener::{Drain, Peer};
-use crate::net::process::PeerProcess;
 use crate::net::workload_api::spiffe_workload_api_server::SpiffeWorkloadApi;
 use crate::net::workload_api::{
     JwtBundlesRequest, JwtBundlesResponse, Jwtsvid, JwtsvidRequest, JwtsvidResponse, SECURITY_HEADER,
@@ -34,6 +33,8 @@ use crate::protocol::jwt_svid;
 const MAX_JWTS: usize = 10_000;
 /// How long a first certificate is waited for.
 const PATIENCE: Duration = Duration::from_secs(3);
+/// How long what was found on a connection holds for its other streams.
+const RECENT: Duration = Duration::from_millis(200);
 /// Callers that are attested at once.
 const ATTESTED_AT_ONCE: usize = 4;
 /// A stream looks at the time this often: what ends without a change must not be shown on.
@@ -53,7 +54,7 @@ pub struct WorkloadApi {
 
 /// A caller and what it is.
 struct Caller {
-    process: Arc<PeerProcess>,
+    peer: Arc<Peer>,
     found: BTreeSet<Selector>,
 }
 
@@ -65,17 +66,32 @@ struct Attestation {
     keeper: Arc<Keeper>,
 }
 
+/// What attestation found last on a connection, when, and whether it looked at the executable's bytes.
+#[derive(Default)]
+struct Recent(Mutex<Option<(Instant, bool, BTreeSet<Selector>)>>);
+
 impl Attestation {
-    async fn of(&self, process: &Arc<PeerProcess>) -> Result<BTreeSet<Selector>, Status> {
+    async fn of(&self, peer: &Peer) -> Result<BTreeSet<Selector>, Status> {
+        let process = peer.process.clone().ok_or_else(|| Status::internal("the caller's process is not known"))?;
+        let digest = self.keeper.watch().borrow().wants_digest();
+        // The streams of one connection are told of a change together.
+        let recent = peer.read.get_or_init(|| Arc::new(Recent::default())).clone().downcast::<Recent>();
+        let recent = recent.map_err(|_| Status::internal("the connection is another plane's"))?;
+        let held = || recent.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let fits = |(at, looked, _): &&(Instant, bool, BTreeSet<Selector>)| at.elapsed() < RECENT && *looked == digest;
+        if let Some((_, _, found)) = held().as_ref().filter(fits) {
+            return Ok(found.clone());
+        }
         let _place = self.room.acquire().await.map_err(|_| Status::unavailable("the agent ends"))?;
         let (attestor, asked) = (self.attestor.clone(), process.clone());
-        let digest = self.keeper.watch().borrow().wants_digest();
         let attested = tokio::task::spawn_blocking(move || attestor.attest(&asked, digest)).await;
         let attested = attested.map_err(|_| Status::internal("attestation broke off"))?;
-        attested.map_err(|error| {
+        let found = attested.map_err(|error| {
             tracing::info!(pid = process.pid, %error, "a caller is not attested");
             Status::permission_denied(error.to_string())
-        })
+        })?;
+        *held() = Some((Instant::now(), digest, found.clone()));
+        Ok(found)
     }
 }
 
@@ -98,10 +114,10 @@ impl WorkloadApi {
         if values.next().is_none_or(|v| v.as_bytes() != b"true") || values.next().is_some() {
             return Err(Status::invalid_argument("security header missing from request: workload.spiffe.io: true"));
         }
-        let process = request.extensions().get::<Arc<Peer>>().and_then(|peer| peer.process.clone());
-        let process = process.ok_or_else(|| Status::internal("the caller's process is not known"))?;
-        let found = self.attestation.of(&process).await?;
-        Ok(Caller { process, found })
+        let peer = request.extensions().get::<Arc<Peer>>().cloned();
+        let peer = peer.ok_or_else(|| Status::internal("the caller's connection is not known"))?;
+        let found = self.attestation.of(&peer).await?;
+        Ok(Caller { peer, found })
     }
 
     /// The present generation, with at least one identity for the caller.
@@ -215,7 +231,7 @@ where
                 () = self.drain.begun() => return Err(Status::unavailable("the agent ends")),
             }
             // It may be another program by now, or nobody.
-            self.caller.found = self.attestation.of(&self.caller.process).await?;
+            self.caller.found = self.attestation.of(&self.caller.peer).await?;
             let snapshot = self.present.borrow_and_update().clone();
             let message = match (self.answer)(&snapshot, &self.caller.found, self.keeper.now()) {
                 // It is entitled, and its next certificate is on its way: what it has serves on till then.

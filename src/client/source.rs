@@ -162,9 +162,4 @@ impl Sessions {
         }
         Ok(present.clone())
     }
-
-    /// The end of the present certificate.
-    pub fn not_after(&self) -> Timestamp {
-        self.source.identity().svid.not_after
-    }
 }

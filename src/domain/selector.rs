@@ -30,11 +30,6 @@ impl Selector {
         &self.0
     }
 
-    /// Type and value.
-    pub fn parts(&self) -> (&str, &str) {
-        self.0.split_once(':').unwrap_or((&self.0, ""))
-    }
-
     /// The value of `TYPE:NAME:VALUE` where type and name are these: what `{TYPE:NAME}` stands for in a template.
     pub fn value_of(&self, name: &str) -> Option<&str> {
         self.0.strip_prefix(name)?.strip_prefix(':')
@@ -129,7 +124,7 @@ mod tests {
 
     #[test]
     fn a2_a_selector_is_a_type_and_a_value() {
-        assert_eq!(selector("unix:uid:0").parts(), ("unix", "uid:0"));
+        assert_eq!(selector("unix:uid:0").as_str(), "unix:uid:0");
         assert_eq!(selector("github:repository:a/b").value_of("github:repository"), Some("a/b"));
         assert_eq!(selector("github:repository_owner:a").value_of("github:repository"), None);
         for bad in ["", "unix", "unix:", ":x", "Unix:uid:0", "unix:a\nb", &format!("unix:{}", "a".repeat(1024))] {
