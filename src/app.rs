@@ -187,6 +187,8 @@ impl App {
         let endpoint = bundle_endpoint::bind(config).await?;
         let mut addresses = bound.addresses();
         addresses.bundle = endpoint.as_ref().and_then(|e| e.0.local_addr().ok()).map(|a| format!("https://{a}"));
+        // What may be refused comes before the log is opened.
+        let authority = Arc::new(open_authority(config, clock.now())?);
         let ledger = Arc::new(SqliteLedger::open(&config.data_dir.join("ledger.db")).await?);
         let evidence = Arc::new(Sequencer::open(&config.data_dir, trust_domain.as_str(), clock.clone())?);
         let stores = Stores {
@@ -204,7 +206,6 @@ impl App {
             keys: ledger.clone(),
             evidence: evidence.clone(),
         };
-        let authority = Arc::new(open_authority(config, clock.now())?);
         log_start(&stores, &authority, &ledger).await?;
         let resources = Arc::default();
         let wiring =

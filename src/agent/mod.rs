@@ -3,6 +3,7 @@
 //! away.
 
 pub mod attest;
+pub mod callers;
 pub mod keeper;
 pub mod serve;
 pub mod server;

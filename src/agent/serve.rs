@@ -1,6 +1,6 @@
 //! The agent's socket: every local process may connect, each is attested by what the kernel says of it.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::os::unix::fs::{FileTypeExt as _, PermissionsExt as _};
 use std::path::Path;
 use std::sync::Arc;
@@ -75,6 +75,7 @@ pub async fn serve(listener: UnixListener, router: Router, mut drain: Drain) {
     let service = Routed::new(router, None);
     let mut connections = JoinSet::new();
     let mut of_user: HashMap<u32, usize> = HashMap::new();
+    let mut warned = HashSet::new();
     loop {
         let accepted = tokio::select! {
             accepted = listener.accept() => accepted,
@@ -83,6 +84,9 @@ pub async fn serve(listener: UnixListener, router: Router, mut drain: Drain) {
                 if let Ok(uid) = ended {
                     of_user.entry(uid).and_modify(|n| *n = n.saturating_sub(1));
                     of_user.retain(|_, n| *n > 0);
+                    if of_user.get(&uid).is_none_or(|n| *n < MAX_OF_ONE_USER / 2) {
+                        warned.remove(&uid);
+                    }
                 }
                 continue;
             }
@@ -109,7 +113,10 @@ pub async fn serve(listener: UnixListener, router: Router, mut drain: Drain) {
         let uid = process.uid;
         let places = of_user.entry(uid).or_default();
         if *places >= MAX_OF_ONE_USER {
-            tracing::warn!(uid, "this user has too many connections: one is turned away");
+            metrics::counter!("popgate_agent_connections_refused_total").increment(1);
+            if warned.insert(uid) {
+                tracing::warn!(uid, "this user has too many connections: more are turned away");
+            }
             continue;
         }
         *places += 1;

@@ -3,15 +3,15 @@
 use std::collections::{BTreeSet, HashMap};
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use bytes::Bytes;
 use futures_util::Stream;
 use serde_json::Value;
-use tokio::sync::{Semaphore, watch};
+use tokio::sync::watch;
 use tonic::{Code, Request, Response, Status};
 
-use crate::agent::attest::UnixAttestor;
+use crate::agent::callers::Attestation;
 use crate::agent::keeper::Keeper;
 use crate::agent::server::ServerError;
 use crate::agent::state::{AgentEntry, HeldSvid, Snapshot, Update};
@@ -33,10 +33,6 @@ use crate::protocol::jwt_svid;
 const MAX_JWTS: usize = 10_000;
 /// How long a first certificate is waited for.
 const PATIENCE: Duration = Duration::from_secs(3);
-/// How long what was found on a connection holds for its other streams.
-const RECENT: Duration = Duration::from_millis(200);
-/// Callers that are attested at once.
-const ATTESTED_AT_ONCE: usize = 4;
 /// A stream looks at the time this often: what ends without a change must not be shown on.
 const TICK: Duration = Duration::from_secs(30);
 
@@ -58,43 +54,6 @@ struct Caller {
     found: BTreeSet<Selector>,
 }
 
-/// Attests callers on threads of their own, a few at a time: reading files of other people's choosing takes as long as it
-/// takes.
-struct Attestation {
-    attestor: Arc<UnixAttestor>,
-    room: Semaphore,
-    keeper: Arc<Keeper>,
-}
-
-/// What attestation found last on a connection, when, and whether it looked at the executable's bytes.
-#[derive(Default)]
-struct Recent(Mutex<Option<(Instant, bool, BTreeSet<Selector>)>>);
-
-impl Attestation {
-    async fn of(&self, peer: &Peer) -> Result<BTreeSet<Selector>, Status> {
-        let process = peer.process.clone().ok_or_else(|| Status::internal("the caller's process is not known"))?;
-        let digest = self.keeper.watch().borrow().wants_digest();
-        // The streams of one connection are told of a change together.
-        let recent = peer.read.get_or_init(|| Arc::new(Recent::default())).clone().downcast::<Recent>();
-        let recent = recent.map_err(|_| Status::internal("the connection is another plane's"))?;
-        let held = || recent.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let fits = |(at, looked, _): &&(Instant, bool, BTreeSet<Selector>)| at.elapsed() < RECENT && *looked == digest;
-        if let Some((_, _, found)) = held().as_ref().filter(fits) {
-            return Ok(found.clone());
-        }
-        let _place = self.room.acquire().await.map_err(|_| Status::unavailable("the agent ends"))?;
-        let (attestor, asked) = (self.attestor.clone(), process.clone());
-        let attested = tokio::task::spawn_blocking(move || attestor.attest(&asked, digest)).await;
-        let attested = attested.map_err(|_| Status::internal("attestation broke off"))?;
-        let found = attested.map_err(|error| {
-            tracing::info!(pid = process.pid, %error, "a caller is not attested");
-            Status::permission_denied(error.to_string())
-        })?;
-        *held() = Some((Instant::now(), digest, found.clone()));
-        Ok(found)
-    }
-}
-
 fn no_identity() -> Status {
     // These very words: a client of the standard knows them.
     Status::permission_denied("no identity issued")
@@ -103,8 +62,7 @@ fn no_identity() -> Status {
 impl WorkloadApi {
     /// A service over the agent's memory.
     pub fn new(keeper: Arc<Keeper>, drain: Drain) -> Self {
-        let (attestor, room) = (Arc::default(), Semaphore::new(ATTESTED_AT_ONCE));
-        let attestation = Arc::new(Attestation { attestor, room, keeper: keeper.clone() });
+        let attestation = Arc::new(Attestation::new(keeper.clone()));
         Self { keeper, attestation, jwts: Mutex::default(), drain }
     }
 

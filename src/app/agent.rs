@@ -37,6 +37,7 @@ use crate::domain::time::{Clock, Timestamp};
 use crate::net::listener::{self, BindError, Drain};
 use crate::net::router::Routed;
 use crate::net::uds::SocketError;
+use crate::protocol::svid;
 use crate::store::clock::SystemClock;
 use crate::telemetry::{self, Health};
 
@@ -56,6 +57,8 @@ pub enum AgentError {
     Bind(#[from] BindError),
     #[error("{0}")]
     DataDir(String),
+    #[error("the node's identity in {0} cannot be used ({1}): give a proof of identity to attest anew")]
+    Damaged(String, String),
     #[error("the node's identity in {0} has ended: give a proof of identity to attest anew")]
     Ended(String),
     #[error(
@@ -153,6 +156,8 @@ struct NodeIdentity {
     identity: ArcSwap<Identity>,
     /// The server refuses the node: where its proof is at hand, it attests again at once.
     refused: Notify,
+    /// Its issuing CA is tainted: it is renewed at once.
+    tainted: Notify,
     /// One agent at a time renews what the directory holds.
     _lock: std::fs::File,
 }
@@ -161,7 +166,17 @@ impl NodeIdentity {
     async fn open(config: AgentConfig) -> Result<Self, AgentError> {
         let lock = lock_data_dir(&config.data_dir).map_err(|e| AgentError::DataDir(e.to_string()))?;
         let dir = config.data_dir.join("node");
-        let kept = if dir.join("popgate.json").exists() { Some(Identity::load(&dir)?) } else { None };
+        let mut kept = None;
+        if dir.join("popgate.json").exists() {
+            kept = match Identity::load(&dir) {
+                Ok(kept) => Some(kept),
+                Err(error) if config.proof.is_some() => {
+                    tracing::warn!(%error, "the kept identity cannot be used; attesting anew");
+                    None
+                }
+                Err(error) => return Err(AgentError::Damaged(dir.display().to_string(), error.to_string())),
+            };
+        }
         let valid = |i: &Identity| i.spiffe_id.node_name().is_some() && SystemClock.now() < i.svid.not_after;
         let identity = match kept {
             Some(mut kept) if valid(&kept) => {
@@ -178,7 +193,13 @@ impl NodeIdentity {
             return Err(AgentError::NotANode(identity.spiffe_id));
         }
         identity.save(&dir)?;
-        Ok(Self { config, identity: ArcSwap::from_pointee(identity), refused: Notify::new(), _lock: lock })
+        Ok(Self {
+            config,
+            identity: ArcSwap::from_pointee(identity),
+            refused: Notify::new(),
+            tainted: Notify::new(),
+            _lock: lock,
+        })
     }
 
     /// Renews the node's certificate; where its proof is at hand, it attests again.
@@ -194,6 +215,7 @@ impl NodeIdentity {
             let present = self.identity.load_full();
             let refused = tokio::select! {
                 () = until(present.renew_after) => false,
+                () = self.tainted.notified() => false,
                 () = self.refused.notified() => true,
             };
             match self.fresh(&present, refused).await {
@@ -271,7 +293,12 @@ impl Server for Link {
         let (http, identity) = self.client()?;
         let url = format!("{}/v1/agent/updates", self.node.config.server);
         let request = Request::get(&url).body(Bytes::new()).map_err(|e| ServerError::Away(e.to_string()))?;
-        let response = http.send(request).await.map_err(failed)?;
+        let sent = http.send(request).await;
+        if let Err(ClientError::Handshake { .. }) = &sent {
+            // Its issuing CA is trusted no more, or the server is another: only a proof helps.
+            self.node.refused.notify_one();
+        }
+        let response = sent.map_err(failed)?;
         if !response.status().is_success() {
             let (parts, body) = response.into_parts();
             let body = crate::net::body::read(body, 1 << 20).await.map_err(|e| ServerError::Away(e.to_string()))?;
@@ -295,8 +322,13 @@ impl Server for Link {
                 Err(error) => Some((Err(error), None)),
             }
         });
+        let (node, issuer) = (self.node.clone(), identity.chain.get(1).and_then(|der| svid::spki_sha256(der)));
+        let issuer = issuer.map(|id| id.to_string()).unwrap_or_default();
         let read = move |line: Result<Bytes, ServerError>| {
             let update = Update::parse(&line?, &domain).map_err(|e| ServerError::Away(format!("its line: {e}")))?;
+            if update.as_ref().is_some_and(|u| u.tainted.contains(&issuer)) {
+                node.tainted.notify_one();
+            }
             Ok(update.map_or(Heard::Alive, |u| Heard::Update(Box::new(u))))
         };
         Ok(updates.map(read).boxed())

@@ -122,7 +122,9 @@ pub(super) async fn source(global: &Global, args: &EnrolArgs) -> Result<SvidSour
     writable(&out)?;
     let explicit = args.proof.source()?.is_some() || global.identity.is_some();
     if !explicit && let Some(agent) = context::workload_api()? {
-        return Ok(SvidSource::following(agent, wanted(args.spiffe_id.as_deref())?).await?);
+        let source = SvidSource::following(agent, wanted(args.spiffe_id.as_deref())?).await?;
+        own(&out, &source.identity())?;
+        return Ok(source);
     }
     let kept =
         Identity::load(&out).ok().filter(|i| SystemClock.now() < i.svid.not_after && !i.servers.identity.is_empty());
@@ -131,14 +133,29 @@ pub(super) async fn source(global: &Global, args: &EnrolArgs) -> Result<SvidSour
         None => fetch(global, args).await?,
     };
     // What the proof bought is kept before anything else is done with it.
+    let out = beside_another(&out, &identity);
     identity.save(&out)?;
     Ok(SvidSource::renewing(identity, Some(out)))
+}
+
+/// Files of another identity are not overwritten.
+fn own(out: &Path, identity: &Identity) -> Result<(), Failure> {
+    match Identity::load(out) {
+        Ok(there) if there.spiffe_id != identity.spiffe_id => Err(Failure::failed(format!(
+            "{} holds {}, and this is {}: give another --out",
+            out.display(),
+            there.spiffe_id,
+            identity.spiffe_id
+        ))),
+        _ => Ok(()),
+    }
 }
 
 /// The directory must be writable before a proof is spent.
 fn writable(dir: &Path) -> Result<(), Failure> {
     crate::net::files::private_dir(dir)?;
-    crate::net::files::write_private(&dir.join(".writable"), b"")?;
+    // As much as an identity takes: a full disk is told before a proof is spent.
+    crate::net::files::write_private(&dir.join(".writable"), &[b'.'; 16 * 1024])?;
     let _ = std::fs::remove_file(dir.join(".writable"));
     Ok(())
 }
@@ -154,13 +171,11 @@ async fn fetch(global: &Global, args: &EnrolArgs) -> Result<Identity, Failure> {
 
 /// The directory, unless it holds somebody else's identity: that is not overwritten.
 fn beside_another(out: &Path, identity: &Identity) -> PathBuf {
-    let anothers = Identity::load(out).is_ok_and(|there| there.spiffe_id != identity.spiffe_id);
-    let name = identity.spiffe_id.path().rsplit('/').next().unwrap_or_default();
-    if anothers {
-        out.with_file_name(format!("{}-{name}", out.file_name().unwrap_or_default().display()))
-    } else {
-        out.to_owned()
-    }
+    let name = identity.spiffe_id.path().trim_start_matches('/').replace('/', "-");
+    let first = out.file_name().unwrap_or_default().display();
+    let others = (1..).map(|n| if n == 1 { format!("{first}-{name}") } else { format!("{first}-{name}-{n}") });
+    let mut places = std::iter::once(out.to_owned()).chain(others.map(|name| out.with_file_name(name)));
+    places.find(|place| own(place, identity).is_ok()).unwrap_or_else(|| out.to_owned())
 }
 
 fn save(global: &Global, identity: &Identity, args: &EnrolArgs) -> Result<(), Failure> {

@@ -1,6 +1,7 @@
 //! A client of the SPIFFE Workload API: identities from the agent at `SPIFFE_ENDPOINT_SOCKET`.
 
 use std::path::PathBuf;
+use std::time::Duration;
 
 use futures_util::stream::BoxStream;
 use futures_util::{StreamExt as _, TryStreamExt as _};
@@ -19,6 +20,9 @@ use crate::protocol::svid;
 
 /// The variable that names the socket (SPIFFE Workload Endpoint section 4).
 pub const VARIABLE: &str = "SPIFFE_ENDPOINT_SOCKET";
+
+/// How long an agent is waited for.
+const PATIENCE: Duration = Duration::from_secs(5);
 
 /// An agent's socket.
 #[derive(Clone)]
@@ -59,6 +63,7 @@ impl WorkloadApi {
                     status.message()
                 ),
             },
+            Code::InvalidArgument => ClientError::Input(format!("the agent at {socket} says: {}", status.message())),
             _ => ClientError::Unreachable { url: format!("unix://{socket}"), cause: status.message().to_owned() },
         }
     }
@@ -74,8 +79,20 @@ impl WorkloadApi {
         Ok(stream.map_err(move |s| this.failed(&s)).map(move |message| identity(&message?, wanted.as_ref())).boxed())
     }
 
-    /// The identity now.
+    /// The identity now; an agent that has just started, or has just been told of the entry, is waited for.
     pub async fn identity(&self, wanted: Option<SpiffeId>) -> Result<Identity, ClientError> {
+        let began = std::time::Instant::now();
+        loop {
+            match self.first(wanted.clone()).await {
+                Err(ClientError::Unreachable { .. }) if began.elapsed() < PATIENCE => {
+                    tokio::time::sleep(PATIENCE / 20).await;
+                }
+                done => return done,
+            }
+        }
+    }
+
+    async fn first(&self, wanted: Option<SpiffeId>) -> Result<Identity, ClientError> {
         let ended = || ClientError::Unreachable {
             url: format!("unix://{}", self.path.display()),
             cause: "the agent ended the stream".into(),

@@ -147,8 +147,14 @@ impl TileWriter {
     fn write(&mut self, relative: &str, bytes: &[u8]) -> Result<PathBuf, EvidenceError> {
         let path = self.dir.root().join(relative);
         let write = || {
+            // A checkpoint may rest on what is there: it is never opened for writing, and replaced only whole.
+            if fs::read(&path).is_ok_and(|there| there == bytes) {
+                return Ok(());
+            }
             path.parent().map_or(Ok(()), fs::create_dir_all)?;
-            fs::write(&path, bytes)
+            let beside = path.with_extension("new");
+            fs::write(&beside, bytes)?;
+            fs::rename(&beside, &path)
         };
         write().map_err(EvidenceError::io("write", &path))?;
         self.unsynced.push(path.clone());

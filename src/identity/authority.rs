@@ -44,6 +44,10 @@ pub enum AuthorityError {
     Certificate(#[from] rcgen::Error),
     #[error("{0} holds no authorities of trust domain {1}; restore it, or start with a fresh data_dir")]
     Unreadable(String, TrustDomain),
+    #[error(
+        "{0} is missing, and keys of authorities lie beside it: restore it, or everybody would have to enrol anew; to begin anew, move the directory away"
+    )]
+    Lost(String),
     #[error("the certificate made does not read back as an SVID: {0}")]
     Profile(#[from] svid::SvidError),
     #[error("{0:?} is neither a DNS name nor an IP address")]
@@ -137,6 +141,9 @@ impl Authority {
         let file = dir.join("authorities.json");
         let refuse = || AuthorityError::Unreadable(file.display().to_string(), trust_domain.clone());
         let mut state = Authorities::default();
+        if !file.exists() && holds_keys(dir) {
+            return Err(AuthorityError::Lost(file.display().to_string()));
+        }
         if file.exists() {
             state = serde_json::from_str(&files::read(&file)?).map_err(|_| refuse())?;
         }
@@ -144,6 +151,7 @@ impl Authority {
         if !state.records.iter().filter(|r| r.kind != AuthorityKind::Root || !policy.upstream).all(ours) {
             return Err(refuse());
         }
+        let policy_upstream = policy.upstream;
         let authority = Self {
             trust_domain: trust_domain.clone(),
             file,
@@ -153,6 +161,13 @@ impl Authority {
             state: Mutex::new(state),
             changes: watch::channel(0).0,
         };
+        // Each key now, not when it is wanted: one that is missing or not its own is told here, and one that lies open is
+        // sealed where that is configured.
+        let held =
+            |r: &&Record| r.kind != AuthorityKind::Downstream && !(policy_upstream && r.kind == AuthorityKind::Root);
+        for record in authority.state().records.iter().filter(|r| r.state != AuthorityState::Revoked).filter(held) {
+            authority.keys.open(&record.id)?;
+        }
         let live = authority.derive(&authority.state(), now)?;
         authority.live.store(Arc::new(live));
         authority.tick(now)?;
@@ -300,6 +315,11 @@ impl Authority {
         made.chain.extend(self.live.load().server_tail.iter().cloned());
         Ok(made)
     }
+}
+
+fn holds_keys(dir: &Path) -> bool {
+    let key = |e: std::io::Result<std::fs::DirEntry>| e.is_ok_and(|e| e.path().extension().is_some_and(|x| x == "key"));
+    std::fs::read_dir(dir).is_ok_and(|mut entries| entries.any(key))
 }
 
 fn active(live: &Live, now: Timestamp) -> Result<&Active, AuthorityError> {

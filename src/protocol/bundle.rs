@@ -18,6 +18,8 @@ pub enum BundleError {
     Certificate,
     #[error("an x509-svid key's certificate is not a CA certificate")]
     NoCa,
+    #[error("an x509-svid key's certificate names another trust domain")]
+    Foreign,
     #[error("a jwt-svid key has no kid, or is no key of an algorithm that JWT-SVIDs may have")]
     JwtKey,
     #[error("the bundle has neither an x509-svid nor a jwt-svid key")]
@@ -86,7 +88,7 @@ impl TrustBundle {
         let keys = object.get("keys").and_then(Value::as_array).ok_or(BundleError::Form)?;
         let number = |name: &str| object.get(name).and_then(Value::as_u64).unwrap_or(0);
         let of = |usage: &'static str| keys.iter().filter(move |k| k.get("use").and_then(Value::as_str) == Some(usage));
-        let roots: Vec<Vec<u8>> = of("x509-svid").map(certificate).collect::<Result<_, _>>()?;
+        let roots: Vec<Vec<u8>> = of("x509-svid").map(|k| certificate(&trust_domain, k)).collect::<Result<_, _>>()?;
         let jwt_keys: Vec<JwtAuthority> = of("jwt-svid").map(jwt_authority).collect::<Result<_, _>>()?;
         if roots.is_empty() && jwt_keys.is_empty() {
             return Err(BundleError::Empty);
@@ -112,11 +114,14 @@ fn root_jwk(der: &[u8]) -> Value {
     jwk
 }
 
-fn certificate(key: &Value) -> Result<Vec<u8>, BundleError> {
+fn certificate(trust_domain: &TrustDomain, key: &Value) -> Result<Vec<u8>, BundleError> {
     let chain = key.get("x5c").and_then(Value::as_array).ok_or(BundleError::Certificate)?;
     match chain.as_slice() {
         [Value::String(one)] => {
             let der = BASE64_STANDARD.decode(one).map_err(|_| BundleError::Certificate)?;
+            if svid::spiffe_names(&der).iter().any(|name| *name != trust_domain.id()) {
+                return Err(BundleError::Foreign);
+            }
             if svid::is_ca(&der) { Ok(der) } else { Err(BundleError::NoCa) }
         }
         _ => Err(BundleError::Certificate),

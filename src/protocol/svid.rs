@@ -140,6 +140,12 @@ pub fn revoked_serials(list: &[u8]) -> Vec<String> {
     serials.map(|c| hex::encode(c.raw_serial())).collect()
 }
 
+/// The SPIFFE IDs among a certificate's names.
+pub fn spiffe_names(der: &[u8]) -> Vec<String> {
+    let facts = subject_facts(der).unwrap_or_default();
+    facts.iter().filter_map(|f| f.strip_prefix("uri:")).filter(|u| u.starts_with("spiffe://")).map(Into::into).collect()
+}
+
 /// Whether a certificate is a CA's.
 pub fn is_ca(der: &[u8]) -> bool {
     X509Certificate::from_der(der).is_ok_and(|(rest, cert)| rest.is_empty() && cert.is_ca())

@@ -43,7 +43,7 @@ pub fn authenticate(stores: &Stores, peer: &Peer, form: &Form, other_method: boo
         return Err(invalid_client("client_id is not the URI SAN of the certificate"));
     }
     if svid.spiffe_id.is_reserved() {
-        return Err(invalid_client("a person's or a server's certificate gets no access token"));
+        return Err(invalid_client("a person's, a node's or a server's certificate gets no access token"));
     }
     let now = stores.clock.now();
     if now >= svid.not_after {

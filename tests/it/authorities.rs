@@ -199,7 +199,14 @@ async fn l4_an_external_root_signs_by_csr_through_the_commands_and_its_successor
 async fn l4_authority_keys_are_sealed_with_a_key_that_the_service_needs_to_start() {
     let kek = "ab".repeat(32);
     let identity = "key_encryption_key_file = \"kek\"\n";
-    let mut service = Service::start_domain("example.org", "", identity, &[("kek", &kek)]).await;
+    // Begun without, so that every key lies open first, the root's, too.
+    let mut service = Service::start_domain("example.org", "", "", &[("kek", &kek)]).await;
+    service.signal(nix::sys::signal::Signal::SIGKILL);
+    service.wait();
+    let path = service.base().join("popgate.toml");
+    let config = std::fs::read_to_string(&path).expect("reads");
+    std::fs::write(&path, config.replace("[identity]\n", &format!("[identity]\n{identity}"))).expect("writes");
+    service.restart();
     let entry = json!({"spiffe_id": SOLVER, "owner": "https://idp.example.org#bob"});
     service.admin(Method::POST, "/v1/entries", Some(entry)).await.expect("registers");
     let ca = service.data.join("ca");
@@ -212,8 +219,8 @@ async fn l4_authority_keys_are_sealed_with_a_key_that_the_service_needs_to_start
     assert!(keys.len() >= 3 && keys.iter().all(|k| !k.contains("PRIVATE KEY")), "sealed: {}", keys.len());
     service.crash_and_restart();
     service.enrol(SOLVER).await;
-    let config = std::fs::read_to_string(service.base().join("popgate.toml")).expect("reads");
-    std::fs::write(service.base().join("popgate.toml"), config.replace(identity, "")).expect("writes");
+    let config = std::fs::read_to_string(&path).expect("reads");
+    std::fs::write(&path, config.replace(identity, "")).expect("writes");
     service.signal(nix::sys::signal::Signal::SIGKILL);
     service.wait();
     let output = popgate().args(["serve", "--config"]).arg(service.base().join("popgate.toml")).output().expect("ends");

@@ -260,6 +260,7 @@ async fn b1_the_bundle_is_a_jwks_whose_sequence_grows_with_each_change_and_comma
         popgate().args(["bundle", "set", domain]).arg(&file).arg("--data-dir").arg(&other.data).output().expect("runs")
     };
     assert!(set("example.org").status.success());
+    assert!(stderr(&set("third.example")).contains("names another trust domain"));
     assert!(stderr(&set(PARTNER)).contains("this server's own bundle"), "its own is not set by hand");
     assert_eq!(serde_json::from_str::<Value>(&show(&other, "example.org")).expect("JSON")["keys"], second["keys"]);
     std::fs::write(&file, "{\"keys\":[]}").expect("writes");

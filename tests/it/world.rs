@@ -304,10 +304,9 @@ impl Service {
             ("telemetry", "telemetry"),
         ] {
             let port = self.addresses[name].rsplit(':').next().expect("a port");
-            text = text.replace(
-                &format!("[{section}]\nlisten = \"127.0.0.1:0\""),
-                &format!("[{section}]\nlisten = \"127.0.0.1:{port}\""),
-            );
+            let begins = text.find(&format!("[{section}]\n")).expect("a section");
+            let rest = text.split_off(begins);
+            text += &rest.replacen("listen = \"127.0.0.1:0\"", &format!("listen = \"127.0.0.1:{port}\""), 1);
         }
         std::fs::write(&path, text).expect("writes");
         let (child, addresses) = spawn(self.base());

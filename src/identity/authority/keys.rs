@@ -21,6 +21,8 @@ pub enum KeyStoreError {
     File(#[from] FileError),
     #[error("{0} does not hold an authority's key")]
     Form(String),
+    #[error("{0} holds another key than its name says; restore it from a backup")]
+    Another(String),
     #[error("{0} is sealed: set identity.key_encryption_key_file to the file with the key that sealed it")]
     Sealed(String),
     #[error("{0} does not open with the key of identity.key_encryption_key_file: it was sealed with another")]
@@ -118,13 +120,17 @@ impl KeyStore for FileKeys {
     }
 
     fn open(&self, id: &str) -> Result<Arc<dyn AuthorityKey>, KeyStoreError> {
+        let file = || self.file(id).display().to_string();
         let text = files::read_secret(&self.file(id))?;
-        if let Some(sealed) = text.strip_prefix(SEALED) {
-            return Ok(Arc::new(self.unseal(id, sealed)?));
+        let sealed = text.strip_prefix(SEALED);
+        let key = match sealed {
+            Some(sealed) => self.unseal(id, sealed)?,
+            None => P256Key::read(&self.file(id)).map_err(|_| KeyStoreError::Form(file()))?,
+        };
+        if key_id(&key) != id {
+            return Err(KeyStoreError::Another(file()));
         }
-        let key =
-            P256Key::read(&self.file(id)).map_err(|_| KeyStoreError::Form(self.file(id).display().to_string()))?;
-        if self.sealing.is_some() {
+        if sealed.is_none() && self.sealing.is_some() {
             // It was made before the key-encryption key was configured.
             self.write(id, &key)?;
         }
@@ -190,6 +196,9 @@ mod tests {
         let other = key_id(&*sealed.create().expect("makes"));
         std::fs::copy(sealed.file(&id), sealed.file(&other)).expect("copies");
         assert!(matches!(sealed.open(&other), Err(KeyStoreError::WrongKey(_))));
+        let (one, two) = (key_id(&*plain.create().expect("makes")), key_id(&*plain.create().expect("makes")));
+        std::fs::copy(plain.file(&one), plain.file(&two)).expect("copies");
+        assert!(matches!(plain.open(&two), Err(KeyStoreError::Another(_))));
     }
 
     #[test]

@@ -139,8 +139,16 @@ fn l1_authorities_survive_a_restart_and_another_domains_are_refused() {
     assert_eq!(ids(&first), ids(&second));
     let other = TrustDomain::parse("other.org").expect("legal");
     assert!(matches!(open_as(&other), Err(AuthorityError::Unreadable(..))));
-    std::fs::write(dir.path().join("ca/authorities.json"), "{").expect("writes");
+    let file = dir.path().join("ca/authorities.json");
+    let text = std::fs::read(&file).expect("reads");
+    std::fs::write(&file, "{").expect("writes");
     assert!(matches!(open_as(&domain()), Err(AuthorityError::Unreadable(..))));
+    std::fs::remove_file(&file).expect("removes");
+    assert!(matches!(open_as(&domain()), Err(AuthorityError::Lost(..))), "no new root in silence");
+    std::fs::write(&file, text).expect("writes");
+    let root = find(&first, AuthorityKind::Root, AuthorityState::Active).expect("one signs").id;
+    std::fs::remove_file(dir.path().join(format!("ca/{root}.key"))).expect("removes");
+    assert!(matches!(open_as(&domain()), Err(AuthorityError::Key(_))), "told at the start, not when it is to sign");
 }
 
 #[test]
