@@ -69,24 +69,50 @@ pub fn bind(path: &Path) -> Result<UnixListener, SocketError> {
     Ok(listener)
 }
 
+/// The connections of each user: one user cannot take every place.
+#[derive(Default)]
+struct Places {
+    of_user: HashMap<u32, usize>,
+    /// Users that were warned of; once each, until they have given half of their places back.
+    warned: HashSet<u32>,
+}
+
+impl Places {
+    fn take(&mut self, uid: u32) -> bool {
+        let taken = self.of_user.entry(uid).or_default();
+        if *taken < MAX_OF_ONE_USER {
+            *taken += 1;
+            return true;
+        }
+        metrics::counter!("popgate_agent_connections_refused_total").increment(1);
+        if self.warned.insert(uid) {
+            tracing::warn!(uid, "this user has too many connections: more are turned away");
+        }
+        false
+    }
+
+    fn leave(&mut self, uid: u32) {
+        self.of_user.entry(uid).and_modify(|n| *n = n.saturating_sub(1));
+        self.of_user.retain(|_, n| *n > 0);
+        if self.of_user.get(&uid).is_none_or(|n| *n < MAX_OF_ONE_USER / 2) {
+            self.warned.remove(&uid);
+        }
+    }
+}
+
 /// Serves until the drain begins.
 pub async fn serve(listener: UnixListener, router: Router, mut drain: Drain) {
     let graceful = GracefulShutdown::new();
     let service = Routed::new(router, None);
     let mut connections = JoinSet::new();
-    let mut of_user: HashMap<u32, usize> = HashMap::new();
-    let mut warned = HashSet::new();
+    let mut places = Places::default();
     loop {
         let accepted = tokio::select! {
             accepted = listener.accept() => accepted,
             () = drain.begun() => break,
             Some(ended) = connections.join_next() => {
                 if let Ok(uid) = ended {
-                    of_user.entry(uid).and_modify(|n| *n = n.saturating_sub(1));
-                    of_user.retain(|_, n| *n > 0);
-                    if of_user.get(&uid).is_none_or(|n| *n < MAX_OF_ONE_USER / 2) {
-                        warned.remove(&uid);
-                    }
+                    places.leave(uid);
                 }
                 continue;
             }
@@ -111,15 +137,9 @@ pub async fn serve(listener: UnixListener, router: Router, mut drain: Drain) {
             }
         };
         let uid = process.uid;
-        let places = of_user.entry(uid).or_default();
-        if *places >= MAX_OF_ONE_USER {
-            metrics::counter!("popgate_agent_connections_refused_total").increment(1);
-            if warned.insert(uid) {
-                tracing::warn!(uid, "this user has too many connections: more are turned away");
-            }
+        if !places.take(uid) {
             continue;
         }
-        *places += 1;
         let peer = Peer { process: Some(Arc::new(process)), ..Peer::new(None, None, None) };
         let mended = Mended::new(stream, hpack::mend_authority);
         let served = connection(mended, true, peer, service.clone(), graceful.watcher());
