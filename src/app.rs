@@ -35,7 +35,7 @@ use crate::store::clock::SystemClock;
 use crate::store::redis::RedisReplayGuard;
 use crate::store::replay::{MemoryReplayGuard, ReplayGuard};
 use crate::store::sql::SqliteLedger;
-use crate::token::mint::Resource;
+use crate::token::endpoint::Offer;
 
 /// Why the service does not start. Each text says what happened and what to do next.
 #[derive(Debug, thiserror::Error)]
@@ -100,7 +100,7 @@ pub struct App {
     switch: watch::Sender<bool>,
     listeners: JoinSet<()>,
     gateway: Arc<Gateway>,
-    resources: Arc<ArcSwap<Vec<Resource>>>,
+    offer: Arc<ArcSwap<Offer>>,
     evidence: Arc<Sequencer>,
     ledger: Arc<SqliteLedger>,
     grace: Duration,
@@ -203,24 +203,25 @@ impl App {
             issued: ledger.clone(),
             approvals: ledger.clone(),
             revocations: ledger.clone(),
+            statements: ledger.clone(),
+            uses: ledger.clone(),
+            scim_users: ledger.clone(),
             keys: ledger.clone(),
             evidence: evidence.clone(),
         };
         log_start(&stores, &authority, &ledger).await?;
-        let resources = Arc::default();
-        let wiring =
-            Wiring { config, stores: &stores, authority: &authority, addresses: &addresses, resources: &resources };
+        let wiring = Wiring { config, stores: &stores, authority: &authority, addresses: &addresses };
         let gateway = wiring.gateway().await?;
-        resources.store(Arc::new(wiring::resources(&gateway.rules.load())));
+        let offer = Arc::new(ArcSwap::from_pointee(wiring::offer(&gateway.rules.load())));
         files::write_public(&config.data_dir.join("txn-jwks.json"), gateway.txn_jwks().to_string().as_bytes())?;
         let (switch, drain) = Drain::new();
-        let listeners = wiring.listen(bound, endpoint, gateway.clone(), drain).await?;
+        let listeners = wiring.listen(bound, endpoint, gateway.clone(), &offer, drain).await?;
         Ok(Self {
             addresses,
             switch,
             listeners,
             gateway,
-            resources,
+            offer,
             evidence,
             ledger,
             grace: config.shutdown_grace.0,
@@ -233,7 +234,7 @@ impl App {
         let origin = self.gateway.origins[0].clone();
         let rules = load_rules(config, &origin)?;
         let version = rules.policy.version().to_owned();
-        self.resources.store(Arc::new(wiring::resources(&rules)));
+        self.offer.store(Arc::new(wiring::offer(&rules)));
         self.gateway.rules.store(Arc::new(rules));
         Ok(version)
     }

@@ -12,11 +12,11 @@ use crate::console::config::ConsoleConfig;
 use crate::domain::spiffe_id::TrustDomain;
 use crate::domain::time::Span;
 use crate::gateway::config::{GatewayConfig, LimitsConfig, MaskConfig, PolicyConfig, RouteConfig};
-use crate::identity::attest::config::TrustConfig;
 use crate::identity::config::{BundleEndpointConfig, IdentityConfig};
 use crate::identity::federation::{FederationConfig, Relation};
 use crate::protocol::policy::PolicySource;
 use crate::token::config::TokenConfig;
+use crate::trust::config::TrustConfig;
 
 /// Why a configuration is refused.
 #[derive(Debug, thiserror::Error)]
@@ -200,13 +200,7 @@ impl Config {
                 "bundle_endpoint.listen needs certificate_file and key_file: it proves itself to the web".into(),
             ));
         }
-        let window = self.token.proof_past.0.max(self.token.proof_future.0);
-        if window > Duration::from_mins(5) {
-            return Err(ConfigError::Value("token.proof_past and token.proof_future are at most 5m".into()));
-        }
-        if self.token.ttl.0 < Duration::from_secs(10) || self.token.ttl.0 > Duration::from_hours(1) {
-            return Err(ConfigError::Value("token.ttl is from 10s to 1h".into()));
-        }
+        self.token.check().map_err(ConfigError::Value)?;
         if !LOG_LEVELS.contains(&self.telemetry.log_level.as_str()) {
             return Err(ConfigError::Value(format!(
                 "telemetry.log_level {:?} is not one of: {}",

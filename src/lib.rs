@@ -34,3 +34,5 @@ pub mod telemetry;
 pub mod token;
 #[cfg(feature = "full")]
 pub mod tot;
+#[cfg(feature = "full")]
+pub mod trust;

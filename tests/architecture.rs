@@ -17,6 +17,7 @@ const ALLOWED: &[(&str, &[&str])] = &[
     ("console", PLANE),
     ("client", PLANE),
     ("tot", PLANE),
+    ("trust", &["net", "protocol", "domain"]),
     ("telemetry", &["domain"]),
     ("config", EVERYTHING_BELOW_APP),
     ("app", EVERYTHING_BELOW_APP),
@@ -33,6 +34,7 @@ const ALLOWED: &[(&str, &[&str])] = &[
             "console",
             "client",
             "tot",
+            "trust",
             "store",
             "net",
             "protocol",
@@ -43,7 +45,7 @@ const ALLOWED: &[(&str, &[&str])] = &[
     ("lib", &[]),
     ("main", &["cli"]),
 ];
-const PLANE: &[&str] = &["store", "net", "protocol", "domain", "telemetry"];
+const PLANE: &[&str] = &["trust", "store", "net", "protocol", "domain", "telemetry"];
 const EVERYTHING_BELOW_APP: &[&str] = &[
     "config",
     "agent",
@@ -54,6 +56,7 @@ const EVERYTHING_BELOW_APP: &[&str] = &[
     "console",
     "client",
     "tot",
+    "trust",
     "store",
     "net",
     "protocol",

@@ -44,10 +44,13 @@ use crate::store::bundles::ForeignBundle;
 use crate::store::keys::{KeyUse, PublishedKey};
 use crate::store::{Stores, entropy};
 use crate::telemetry::{self, Health};
-use crate::token::endpoint::TokenPlane;
-use crate::token::keys::TokenKey;
+use crate::token::endpoint::{Bundles, Offer, TokenPlane};
+use crate::token::keys::TokenKeys;
+use crate::token::limits::Limits;
 use crate::token::mint::Resource;
 use crate::token::server as token_server;
+use crate::trust::events::Transmitter;
+use crate::trust::providers::Providers;
 
 /// What every plane is made from.
 pub(super) struct Wiring<'a> {
@@ -55,8 +58,6 @@ pub(super) struct Wiring<'a> {
     pub(super) stores: &'a Stores,
     pub(super) authority: &'a Arc<Authority>,
     pub(super) addresses: &'a Addresses,
-    /// What tokens can be for; a reload replaces it.
-    pub(super) resources: &'a Arc<ArcSwap<Vec<Resource>>>,
 }
 
 impl Wiring<'_> {
@@ -120,7 +121,25 @@ impl Wiring<'_> {
         }))
     }
 
-    async fn token(&self, gateway: &Gateway) -> Result<Arc<TokenPlane>, StartError> {
+    /// Bundles of trust domains whose workloads are believed: ours, and those that are federated.
+    fn bundles(&self) -> Bundles {
+        let (authority, stores) = (self.authority.clone(), self.stores.clone());
+        Arc::new(move |domain| {
+            if domain == authority.trust_domain() {
+                return Some(authority.bundle().as_ref().clone());
+            }
+            federation::foreign(&stores).remove(domain)
+        })
+    }
+
+    async fn token(
+        &self,
+        gateway: &Gateway,
+        offer: &Arc<ArcSwap<Offer>>,
+        stopper: Arc<Console>,
+    ) -> Result<Arc<TokenPlane>, StartError> {
+        let (config, trust, base) = (&self.config.token, &self.config.trust, &self.config.base);
+        let transmitters = trust.oidc.iter().filter_map(|t| Transmitter::new(t, base).transpose());
         let issuer = self.issuer();
         let token_url = format!("{issuer}/token");
         let token_url = Htu::parse(&token_url).map_err(|e| StartError::Origin(token_url.clone(), e))?;
@@ -129,12 +148,21 @@ impl Wiring<'_> {
             stores: self.stores.clone(),
             issuer,
             token_url,
-            resources: self.resources.clone(),
-            key: TokenKey::make(&*self.stores.keys, self.stores.clock.now()).await?,
+            offer: offer.clone(),
+            keys: Arc::new(TokenKeys::new(self.stores, config.key_life.0, config.ttl.0).await?),
             nonces: gateway.nonces.clone(),
-            ttl: self.config.token.ttl.0,
+            ttl: config.ttl.0,
             window: self.window(),
-            nonce_required: self.config.token.nonce_required,
+            nonce_required: config.nonce_required,
+            jwt_svid_clients: config.jwt_svid_clients,
+            bundles: self.bundles(),
+            providers: Providers::new(trust, base)?,
+            transmitters: transmitters.collect::<Result<_, _>>()?,
+            scim: trust.scim.clone(),
+            stopper,
+            limits: Limits::new(config.source_rate, config.client_rate),
+            cors: config.cors_origins.clone(),
+            half_done: Mutex::default(),
         }))
     }
 
@@ -275,6 +303,7 @@ impl Wiring<'_> {
         bound: Listeners,
         endpoint: Option<Endpoint>,
         gateway: Arc<Gateway>,
+        offer: &Arc<ArcSwap<Offer>>,
         drain: Drain,
     ) -> Result<JoinSet<()>, StartError> {
         let names = self.names();
@@ -286,14 +315,20 @@ impl Wiring<'_> {
         let request_clients = self.config.gateway.client_certificate == ClientCertificate::Request;
         let plane = self.identity_plane(&gateway, &drain)?;
         let identity = identity_server::router(plane.clone());
-        let token = token_server::router(self.token(&gateway).await?);
-        let console = console_server::router(self.console(gateway.tasks.clone()));
+        let console = self.console(gateway.tasks.clone());
+        let tokens = self.token(&gateway, offer, console.clone()).await?;
+        let token = token_server::router(tokens.clone());
+        let console = console_server::router(console);
         let telemetry =
             telemetry::router(Health { metrics: telemetry::start_metrics(), readiness: readiness(self.stores) });
         let tls = |clients: Option<bool>, versions| {
             tls::server(server.identity.clone(), clients.map(|federated| self.clients(federated)), versions)
         };
         let mut set = JoinSet::new();
+        set.spawn(tokens.keys.clone().keep(drain.clone()));
+        for (i, _) in tokens.transmitters.iter().enumerate().filter(|(_, t)| t.poll.is_some()) {
+            set.spawn(tokens.clone().poll(i, drain.clone()));
+        }
         self.federate(&mut set, endpoint, plane, &drain).await?;
         let local = |l: &TcpListener| l.local_addr().ok().and_then(&hosts);
         set.spawn(listener::serve(
@@ -331,12 +366,18 @@ impl Wiring<'_> {
     }
 }
 
-/// What tokens can be for, the broadest first: it is the default.
-pub(super) fn resources(rules: &Rules) -> Vec<Resource> {
+/// What tokens can be for, and what decides about it.
+pub(super) fn offer(rules: &Rules) -> Offer {
+    Offer { resources: resources(rules), policy: rules.policy.clone() }
+}
+
+/// The broadest first: it is the default.
+fn resources(rules: &Rules) -> Vec<Resource> {
     let resource = |r: &Route| Resource {
         url: r.resource.clone(),
         certificate: r.access == Access::ProofAndCertificate,
         operations: r.operations.iter().map(|o| o.name.clone()).collect(),
+        introspect: r.introspect.clone(),
     };
     let mut resources: Vec<Resource> = Vec::new();
     for route in rules.routes() {
@@ -345,6 +386,7 @@ pub(super) fn resources(rules: &Rules) -> Vec<Resource> {
             Some(known) => {
                 known.certificate |= more.certificate;
                 known.operations.extend(more.operations);
+                known.introspect.extend(more.introspect);
             }
             None => resources.push(more),
         }

@@ -1,4 +1,4 @@
-//! `ca`: the rotation of authorities. `bundle`: bundles of other trust domains. `trust`: how a token would be read.
+//! `ca`: the rotation of authorities. `bundle`: bundles of other trust domains.
 
 use std::path::PathBuf;
 
@@ -8,11 +8,8 @@ use serde_json::{Value, json};
 
 use crate::cli::Global;
 use crate::cli::admin::{call, query, show};
-use crate::cli::context::{self, Failure, print};
-use crate::domain::time::Clock as _;
-use crate::identity::attest::{self, Evidence};
+use crate::cli::context::{self, Failure};
 use crate::net::files;
-use crate::store::clock::SystemClock;
 
 /// What an authority signs.
 #[derive(Clone, Copy, ValueEnum)]
@@ -104,49 +101,4 @@ pub async fn bundle(global: &Global, command: BundleCommand) -> Result<(), Failu
             show(global, Method::DELETE, &query("/v1/bundles", &trust_domain), None).await
         }
     }
-}
-
-#[derive(Subcommand)]
-pub enum TrustCommand {
-    /// Whom attestation trusts, from the configuration
-    List,
-    /// What a token of a platform would be attested as; nothing is issued
-    #[command(after_help = "Example: popgate trust test --method oidc --token-file job-token")]
-    Test {
-        /// oidc or kubernetes
-        #[arg(long, default_value = "oidc")]
-        method: String,
-        /// File with the token, or - for standard input
-        #[arg(long, value_name = "FILE")]
-        token_file: PathBuf,
-    },
-}
-
-pub async fn trust(global: &Global, command: TrustCommand) -> Result<(), Failure> {
-    let config = context::config(global)?;
-    match command {
-        TrustCommand::List => print(global, &json!(config.trust)),
-        TrustCommand::Test { method, token_file } => {
-            let domain = config.trust_domain()?;
-            let attestors = attest::attestors(&config.trust, &config.base, &domain)?;
-            let token = files::read_secret(&token_file)?;
-            let mut members = serde_json::Map::new();
-            members.insert("token".into(), token.trim().into());
-            let audience = domain.id();
-            let evidence = Evidence { members: &members, audience: &audience, csr: &[], now: SystemClock.now() };
-            let attested = attest::attest(&attestors, &method, &evidence).await.map_err(|refusal| {
-                let why = refusal.cause.as_deref().unwrap_or("no cause");
-                Failure::failed(format!("{}: {why}", refusal.detail))
-            })?;
-            print(
-                global,
-                &json!({
-                    "method": attested.method,
-                    "selectors": attested.selectors,
-                    "node": attested.node_name,
-                }),
-            );
-        }
-    }
-    Ok(())
 }

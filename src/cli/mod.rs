@@ -13,6 +13,7 @@ mod enrol;
 mod serve;
 mod suggest;
 mod tot;
+mod trust;
 mod watch;
 
 use std::path::PathBuf;
@@ -114,9 +115,9 @@ enum Command {
     /// Bundles of federated trust domains
     #[command(subcommand, alias = "bundles", after_help = "Example: popgate bundle show example.org > bundle.json")]
     Bundle(authority::BundleCommand),
-    /// Whom attestation trusts, and how it would read a token
+    /// Whom attestation and the token endpoint trust, and how they would read a token
     #[command(subcommand, after_help = "Example: popgate trust test --token-file job-token")]
-    Trust(authority::TrustCommand),
+    Trust(trust::TrustCommand),
     /// Certificates as files
     #[command(
         subcommand,
@@ -196,7 +197,7 @@ async fn run(global: Global, command: Command) -> Result<(), Failure> {
         Command::Node(command) => agent::node(&global, command).await,
         Command::Ca(command) => authority::ca(&global, command).await,
         Command::Bundle(command) => authority::bundle(&global, command).await,
-        Command::Trust(command) => authority::trust(&global, command).await,
+        Command::Trust(command) => trust::run(&global, command).await,
         Command::Svid(command) => enrol::svid(&global, command).await,
         Command::Call(args) => call::run(&global, args).await,
         Command::Approval(command) => admin::approval(&global, command).await,

@@ -102,6 +102,8 @@ fn view(approval: &Approval) -> Value {
         "content_type": approval.shown.content_type,
         "headers": approval.shown.headers.iter().map(|(n, v)| format!("{n}: {v}")).collect::<Vec<_>>(),
         "body": approval.shown.body,
+        "on_behalf": approval.shown.on_behalf,
+        "groups": approval.shown.groups,
         "rule": approval.rule,
         "policy_version": approval.policy_version,
         "group": approval.group,

@@ -50,6 +50,8 @@ pub struct EntryForm {
     pub keep_lineage: bool,
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     pub other_keys: bool,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub may_act: Option<String>,
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     pub nonce_required: bool,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -74,6 +76,7 @@ impl EntryForm {
             downstream: entry.downstream,
             keep_lineage: entry.keep_lineage,
             other_keys: entry.other_keys,
+            may_act: entry.may_act.as_ref().map(ToString::to_string),
             nonce_required: entry.nonce_required,
             expires_at: entry.expires_at.map(Timestamp::rfc3339),
         }
@@ -206,6 +209,7 @@ impl Console {
             keep_lineage: form.keep_lineage,
             dns_names: form.dns_names,
             other_keys: form.other_keys,
+            may_act: form.may_act.as_deref().map(|id| self.registrable(id)).transpose()?,
             nonce_required: form.nonce_required,
             expires_at,
             ..Entry::new(spiffe_id, form.owner, svid_ttl)

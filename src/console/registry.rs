@@ -18,6 +18,7 @@ use crate::domain::time::{Span, Timestamp, format_duration};
 use crate::store::entries::ChangeError;
 use crate::store::entropy;
 use crate::store::issued::Of;
+use crate::store::revocations::NewRevocation;
 
 const JOIN_TTL: (Duration, Duration) = (Duration::from_secs(10), Duration::from_hours(24));
 
@@ -90,6 +91,7 @@ impl Console {
     /// registered under it next.
     pub(super) async fn forget(&self, actor: &Actor, id: &SpiffeId) -> Result<(), Refusal> {
         self.stores.join_tokens.void(id).await?;
+        self.stores.uses.forget(id).await?;
         self.stop_certificates(actor, Of::Identity(id), "its registration was deleted").await
     }
 
@@ -105,7 +107,9 @@ impl Console {
                 return Ok(());
             }
             for one in live {
-                self.stop(actor, RevocationKind::Serial, one.serial, reason.to_owned(), Some(one.not_after)).await?;
+                let (kind, until) = (RevocationKind::Serial, Some(one.not_after));
+                let (value, reason, by) = (one.serial, reason.to_owned(), actor.name());
+                self.stop_subject(NewRevocation { kind, value, reason, by, until }).await?;
             }
         }
     }

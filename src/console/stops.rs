@@ -1,5 +1,6 @@
 //! Revocation and offboarding, with receipts.
 
+use async_trait::async_trait;
 use serde::Deserialize;
 use serde_json::{Value, json};
 
@@ -15,7 +16,7 @@ use crate::domain::spiffe_id::SpiffeId;
 use crate::domain::time::Timestamp;
 use crate::store::approvals::Step;
 use crate::store::issued::Of;
-use crate::store::revocations::NewRevocation;
+use crate::store::revocations::{NewRevocation, Stopper};
 use crate::store::{Unavailable, entropy};
 
 /// What `revoke` asks.
@@ -72,7 +73,9 @@ impl Console {
         if until.is_some() && kind == RevocationKind::Person {
             return Err(bad("a person's stop has no until: it is lifted by a person"));
         }
-        let receipt = self.stop(actor, kind, value.clone(), form.reason, until).await?;
+        let receipt = self
+            .stop_subject(NewRevocation { kind, value: value.clone(), reason: form.reason, by: actor.name(), until })
+            .await?;
         if kind == RevocationKind::Node {
             // What came through it is in many hands that know nothing of nodes: each certificate is stopped to its end.
             let node: SpiffeId = value.parse().map_err(|e| bad(format!("{value:?}: {e}")))?;
@@ -82,15 +85,8 @@ impl Console {
     }
 
     /// Stops a subject and voids the open approvals that it asked for or decided.
-    pub(super) async fn stop(
-        &self,
-        actor: &Actor,
-        kind: RevocationKind,
-        value: String,
-        reason: String,
-        until: Option<Timestamp>,
-    ) -> Result<Value, Refusal> {
-        let new = NewRevocation { kind, value, reason, by: actor.name(), until };
+    pub(super) async fn stop_subject(&self, new: NewRevocation) -> Result<Value, Refusal> {
+        let kind = new.kind;
         let revocation = self.stores.revocations.add(&new, self.stores.clock.now()).await?;
         let effective = self.stores.clock.now();
         let index = self.stores.log_stop(&revocation).await;
@@ -131,11 +127,18 @@ impl Console {
     async fn requester(&self, approval: &Approval) -> Result<Subject, Unavailable> {
         let entry = self.stores.entries.get(&approval.requester);
         let certificate = self.stores.issued.by_key(&approval.requester, approval.jkt).await?;
-        Ok(Subject {
+        let itself = entry.as_ref().map_or_else(|| Subject::of(&approval.requester), Subject::workload);
+        let subject = Subject {
             serial: certificate.map(|c| c.serial),
             jkt: Some(approval.jkt),
-            ..entry.as_ref().map_or_else(|| Subject::of(&approval.requester), Subject::workload)
-        })
+            groups: itself.groups.iter().chain(&approval.shown.groups).cloned().collect(),
+            ..itself
+        };
+        let parties = approval.shown.on_behalf.clone();
+        let registered = |id: &SpiffeId| self.stores.entries.get(id);
+        let acting = subject.clone().acting_for(parties, approval.created_at, registered);
+        // Of a party whose registration is gone only the name is left.
+        Ok(acting.unwrap_or_else(|| Subject { on_behalf: approval.shown.on_behalf.clone(), ..subject }))
     }
 
     fn approver(&self, approval: &Approval) -> Option<Subject> {
@@ -159,7 +162,9 @@ impl Console {
         let owned: Vec<SpiffeId> =
             self.stores.entries.list().into_iter().filter(|e| e.owner == form.person).map(|e| e.spiffe_id).collect();
         let reason = form.reason.unwrap_or_else(|| "offboarded".into());
-        let mut receipt = self.stop(actor, RevocationKind::Person, form.person.clone(), reason, None).await?;
+        let (kind, value) = (RevocationKind::Person, form.person.clone());
+        let mut receipt =
+            self.stop_subject(NewRevocation { kind, value, reason, by: actor.name(), until: None }).await?;
         receipt["person"] = form.person.into();
         receipt["workloads"] = json!(owned);
         Ok(receipt)
@@ -185,6 +190,14 @@ impl Console {
     }
 }
 
+#[async_trait]
+impl Stopper for Console {
+    async fn stop(&self, new: NewRevocation) -> Result<u64, Refusal> {
+        let receipt = self.stop_subject(new).await?;
+        Ok(receipt["receipt"]["index"].as_u64().unwrap_or_default())
+    }
+}
+
 /// The subject as the ledger and everybody else writes it.
 fn canonical(kind: RevocationKind, value: &str) -> Result<String, Refusal> {
     let id = |text: &str| text.parse::<SpiffeId>().ok();
@@ -193,7 +206,7 @@ fn canonical(kind: RevocationKind, value: &str) -> Result<String, Refusal> {
         RevocationKind::SpiffeId => id(value).map(|id| id.to_string()),
         RevocationKind::Node => id(value).filter(|id| id.node_name().is_some()).map(|id| id.to_string()),
         RevocationKind::Entry => id(value).map(|id| id.to_string()).or_else(|| plain(IdTemplate::parse(value).is_ok())),
-        RevocationKind::Person => plain(is_person_id(value)),
+        RevocationKind::Person | RevocationKind::Session => plain(is_person_id(value)),
         RevocationKind::Serial => {
             let hex = !value.is_empty() && value.bytes().all(|b| b.is_ascii_digit() || (b'a'..=b'f').contains(&b));
             plain(hex)

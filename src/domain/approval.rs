@@ -122,6 +122,12 @@ pub struct Shown {
     pub headers: Vec<(String, String)>,
     /// The body, masked as the approver may see it.
     pub body: String,
+    /// Whom the requester acts for, and who acts before it.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub on_behalf: Vec<String>,
+    /// Groups that the requester's token brings.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub groups: Vec<String>,
 }
 
 /// Why a person may not decide an approval.

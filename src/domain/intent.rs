@@ -29,6 +29,6 @@ pub struct Intent {
     pub route: String,
     /// The object, without the route's name: `/runs/r1/nodes/n7`.
     pub object: String,
-    /// `method`, `time`, `scope`, `client_certificate`, `params`, and `body` where the operation declares fields.
+    /// `method`, `time`, `scope`, `client_certificate`, `subject`, `actors`, `params`, and `body` where the operation declares fields.
     pub context: Map<String, Value>,
 }

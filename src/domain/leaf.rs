@@ -121,8 +121,8 @@ pub struct Mint {
     pub request_id: String,
     pub spiffe_id: SpiffeId,
     pub jkt: Jkt,
-    /// The certificate that authenticated the client.
-    pub serial: String,
+    /// The certificate whose key authenticated the client; none where a JWT-SVID did.
+    pub serial: Option<String>,
     pub jti_sha256: Sha256,
     pub token_sha256: Sha256,
     pub audience: String,
@@ -130,6 +130,35 @@ pub struct Mint {
     pub expires_at: Timestamp,
     /// Commitment to the spent proof.
     pub proof: Sha256,
+    /// Grant type and client authentication; none: by client credentials and certificate.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub by: Option<MintedBy>,
+    /// SHA-256 of the authorization details, as the token has them.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub details_sha256: Option<Sha256>,
+    /// Commitment to whoever is acted for.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub subject: Option<Sha256>,
+    /// Digest of the policy set that allowed it, and the rules that did.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub policy: Option<MintPolicy>,
+}
+
+/// See [`Mint::by`].
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct MintedBy {
+    pub grant: String,
+    pub client_auth: String,
+    /// SHA-256 of the client assertion, where there was one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub assertion_sha256: Option<Sha256>,
+}
+
+/// See [`Mint::policy`].
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct MintPolicy {
+    pub version: String,
+    pub rules: Vec<String>,
 }
 
 /// See [`Event::Admission`].
@@ -153,6 +182,9 @@ pub struct Admission {
     /// The approval that was consumed, and the digest of the request it was bound to.
     pub approval: Option<ConsumedApproval>,
     pub recorded: bool,
+    /// The grant of exact operations that a use was taken of.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub used: Option<Sha256>,
 }
 
 /// See [`Admission::approval`].
@@ -220,7 +252,7 @@ impl Event {
     /// The commitments of this event by the names of their openings. Each must have its opening beside the log.
     pub fn commitments(&self) -> Vec<(&'static str, Sha256)> {
         match self {
-            Self::Mint(m) => vec![("proof", m.proof)],
+            Self::Mint(m) => std::iter::once(("proof", m.proof)).chain(m.subject.map(|s| ("subject", s))).collect(),
             Self::Admission(a) => vec![("proof", a.proof), ("target", a.target), ("object", a.object)],
             Self::Denial(d) => vec![("proof", d.proof), ("target", d.target)],
             Self::ApprovalChanged(a) => a.person.map(|p| ("person", p)).into_iter().collect(),

@@ -54,6 +54,9 @@ pub struct Entry {
     /// Whether tokens may be bound to another key than the certificate's.
     #[serde(default)]
     pub other_keys: bool,
+    /// The workload that may exchange this one's tokens and act for it (RFC 8693 section 4.4).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub may_act: Option<SpiffeId>,
     /// Whether each proof of this workload needs a nonce.
     #[serde(default)]
     pub nonce_required: bool,
@@ -93,6 +96,7 @@ impl Entry {
             keep_lineage: false,
             dns_names: Vec::new(),
             other_keys: false,
+            may_act: None,
             nonce_required: false,
             expires_at: None,
         }

@@ -43,6 +43,8 @@ pub enum RevocationKind {
     Node,
     /// A registration entry or a template, with what it led to.
     Entry,
+    /// What was minted on a person's statement; their own workloads go on.
+    Session,
 }
 
 /// One revocation as the ledger keeps it.
@@ -83,6 +85,10 @@ pub struct Subject {
     pub node: Option<SpiffeId>,
     /// The template of its entry.
     pub template: Option<String>,
+    /// The people and workloads on whose behalf it acts, and the people who answer for those workloads.
+    pub on_behalf: Vec<String>,
+    /// When whoever it acts for was last spoken of; none: it is not known.
+    pub since: Option<Timestamp>,
 }
 
 impl Subject {
@@ -97,7 +103,28 @@ impl Subject {
             jti: None,
             node: None,
             template: None,
+            on_behalf: Vec::new(),
+            since: None,
         }
+    }
+
+    /// The same acting for others, with all that a stop of theirs can name; none if one of them is a workload that is not
+    /// registered.
+    pub fn acting_for(
+        mut self,
+        parties: Vec<String>,
+        since: Timestamp,
+        entry_of: impl Fn(&SpiffeId) -> Option<Entry>,
+    ) -> Option<Self> {
+        for workload in parties.iter().filter(|p| p.starts_with("spiffe://")) {
+            let entry = entry_of(&workload.parse().ok()?)?;
+            self.on_behalf.push(entry.owner);
+            self.on_behalf.extend(entry.template);
+            self.groups.extend(entry.groups);
+        }
+        self.on_behalf.extend(parties);
+        self.since = Some(since);
+        Some(self)
     }
 
     /// A registered workload.
@@ -132,16 +159,25 @@ impl Subject {
 pub struct RevocationSet {
     /// The ledger's head when the set was read.
     pub head: i64,
-    stopped: HashMap<(RevocationKind, String), Option<Timestamp>>,
+    stopped: HashMap<(RevocationKind, String), Stop>,
+}
+
+/// When a stop was made and when it ends by itself.
+#[derive(Clone, Copy, Debug)]
+struct Stop {
+    at: Timestamp,
+    until: Option<Timestamp>,
 }
 
 impl RevocationSet {
     /// Builds the set from the rows in force.
     pub fn new(head: i64, rows: &[Revocation]) -> Self {
-        let mut stopped: HashMap<_, Option<Timestamp>> = HashMap::new();
+        let mut stopped: HashMap<_, Stop> = HashMap::new();
         for row in rows {
-            let until = stopped.entry((row.kind, row.value.clone())).or_insert(row.until);
-            *until = match (*until, row.until) {
+            let new = Stop { at: row.at, until: row.until };
+            let stop = stopped.entry((row.kind, row.value.clone())).or_insert(new);
+            stop.at = stop.at.max(row.at);
+            stop.until = match (stop.until, row.until) {
                 (Some(a), Some(b)) => Some(a.max(b)),
                 _ => None,
             };
@@ -165,16 +201,23 @@ impl RevocationSet {
         named.push((RevocationKind::Entry, subject.spiffe_id.to_string()));
         named.extend(subject.template.iter().map(|t| (RevocationKind::Entry, t.clone())));
         named.extend(subject.groups.iter().map(|g| (RevocationKind::Group, g.clone())));
-        named.into_iter().find(|key| self.in_force(key, now)).map(|(kind, _)| kind)
+        for party in &subject.on_behalf {
+            use RevocationKind::{Entry, Person, Session, SpiffeId};
+            let kinds = if party.starts_with("spiffe://") { [SpiffeId, Entry] } else { [Person, Session] };
+            named.extend(kinds.map(|kind| (kind, party.clone())));
+        }
+        named.into_iter().find(|key| self.in_force(key, subject.since, now)).map(|(kind, _)| kind)
     }
 
     /// Whether a stop names exactly this and holds until `end` at least.
     pub fn names_until(&self, kind: RevocationKind, value: &str, end: Timestamp) -> bool {
-        self.stopped.get(&(kind, value.to_owned())).is_some_and(|until| until.is_none_or(|until| until >= end))
+        self.stopped.get(&(kind, value.to_owned())).is_some_and(|s| s.until.is_none_or(|until| until >= end))
     }
 
-    fn in_force(&self, key: &(RevocationKind, String), now: Timestamp) -> bool {
-        self.stopped.get(key).is_some_and(|until| until.is_none_or(|until| now < until))
+    /// A session's end stops what was begun before it; what is said of the person since counts.
+    fn in_force(&self, key: &(RevocationKind, String), since: Option<Timestamp>, now: Timestamp) -> bool {
+        let concerns = |stop: &Stop| key.0 != RevocationKind::Session || since.is_none_or(|since| since <= stop.at);
+        self.stopped.get(key).is_some_and(|s| s.until.is_none_or(|until| now < until) && concerns(s))
     }
 }
 
@@ -204,6 +247,8 @@ mod tests {
             jti: Some("t1".into()),
             node: Some("spiffe://example.org/popgate/node/n1".parse().expect("legal")),
             template: Some("spiffe://example.org/ci/{oidc:x}".into()),
+            on_behalf: vec!["https://idp#eve".into(), "spiffe://example.org/ai/planner".into()],
+            since: Some(Timestamp::from_unix(0)),
         }
     }
 
@@ -220,6 +265,9 @@ mod tests {
             (RevocationKind::Node, "spiffe://example.org/popgate/node/n1"),
             (RevocationKind::Entry, "spiffe://example.org/ci/solver"),
             (RevocationKind::Entry, "spiffe://example.org/ci/{oidc:x}"),
+            (RevocationKind::Person, "https://idp#eve"),
+            (RevocationKind::Session, "https://idp#eve"),
+            (RevocationKind::SpiffeId, "spiffe://example.org/ai/planner"),
         ];
         let now = Timestamp::from_unix(10);
         for (kind, value) in rows {
@@ -238,5 +286,30 @@ mod tests {
         assert!(set.stops(&subject(), Timestamp::from_unix(20)).is_none());
         let forever = RevocationSet::new(2, &[by_id(None), by_id(Some(20))]);
         assert!(forever.stops(&subject(), Timestamp::from_unix(99)).is_some());
+    }
+
+    #[test]
+    fn a_sessions_end_stops_what_was_begun_before_it_and_not_what_comes_after() {
+        let end =
+            Revocation { at: Timestamp::from_unix(50), ..row(RevocationKind::Session, "https://idp#eve", Some(1000)) };
+        let set = RevocationSet::new(1, &[end]);
+        let begun = |at: Option<u64>| Subject { since: at.map(Timestamp::from_unix), ..subject() };
+        let now = Timestamp::from_unix(60);
+        assert!(set.stops(&begun(Some(50)), now).is_some());
+        assert!(set.stops(&begun(None), now).is_some(), "whoever cannot say when is stopped");
+        assert!(set.stops(&begun(Some(51)), now).is_none());
+        assert!(set.stops(&begun(Some(10)), Timestamp::from_unix(1000)).is_none(), "it ends");
+    }
+
+    #[test]
+    fn acting_for_a_workload_is_stopped_with_its_owner_and_needs_its_registration() {
+        let planner: SpiffeId = "spiffe://example.org/ai/planner".parse().expect("legal");
+        let entry = Entry::new(planner.clone(), "https://idp#pat".into(), crate::domain::people::Seconds(60));
+        let parties = || vec![planner.to_string()];
+        let acting = Subject::of(&"spiffe://example.org/a".parse().expect("legal"));
+        let with = acting.clone().acting_for(parties(), Timestamp::ZERO, |_| Some(entry.clone())).expect("registered");
+        let set = RevocationSet::new(1, &[row(RevocationKind::Person, "https://idp#pat", None)]);
+        assert_eq!(set.stops(&with, Timestamp::ZERO), Some(RevocationKind::Person));
+        assert!(acting.acting_for(parties(), Timestamp::ZERO, |_| None).is_none());
     }
 }

@@ -8,8 +8,9 @@ use serde::Serialize;
 use crate::domain::approval::ApprovalState;
 use crate::domain::digest::Sha256;
 use crate::domain::key::Jkt;
-use crate::domain::leaf::{Admission, ApprovalChange, Completion, Event, Issuance, Mint};
+use crate::domain::leaf::{Admission, ApprovalChange, Completion, Event, Issuance, JwtIssuance, Mint};
 use crate::domain::recording::FrameKind;
+use crate::domain::time::Timestamp;
 use crate::evidence::EvidenceError;
 use crate::evidence::reader::{LogReader, ReadEntry};
 use crate::evidence::settle::CRASH;
@@ -189,6 +190,7 @@ struct Chain {
     /// Of the log: what is minted for others rests on their own logs.
     trust_domain: String,
     issued: HashMap<String, Issuance>,
+    jwts: HashMap<Sha256, JwtIssuance>,
     minted: HashMap<Sha256, Mint>,
     approved: HashMap<String, Sha256>,
     decided: HashMap<String, ApprovalState>,
@@ -206,6 +208,10 @@ impl Chain {
         match &entry.leaf.event {
             Event::Issuance(issuance) => {
                 self.issued.insert(issuance.serial.clone(), issuance.clone());
+                Ok(())
+            }
+            Event::JwtIssuance(issuance) => {
+                self.jwts.insert(issuance.token_sha256, issuance.clone());
                 Ok(())
             }
             Event::Mint(mint) => self.mint(mint, entry).map_err(fail),
@@ -248,11 +254,17 @@ impl Chain {
     fn mint(&mut self, mint: &Mint, entry: &ReadEntry) -> Result<(), String> {
         // A federated workload's certificate is in the log of its own trust domain.
         if mint.spiffe_id.trust_domain().as_str() == self.trust_domain {
-            let issuance = self.issued.get(&mint.serial).filter(|i| i.spiffe_id == mint.spiffe_id);
-            let issuance = issuance.ok_or_else(|| {
+            let end = match &mint.serial {
+                Some(serial) => {
+                    let issuance = self.issued.get(serial).filter(|i| i.spiffe_id == mint.spiffe_id);
+                    issuance.map(|i| i.not_after)
+                }
+                None => self.jwt_end(mint),
+            };
+            let end = end.ok_or_else(|| {
                 format!("a token was minted for {} by a certificate that was never issued to it", mint.spiffe_id)
             })?;
-            if issuance.not_after < entry.leaf.time || mint.expires_at > issuance.not_after {
+            if end < entry.leaf.time || mint.expires_at > end {
                 return Err("a token was minted by, or outlives, a certificate that had ended".into());
             }
             self.links.issuance += 1;
@@ -260,6 +272,12 @@ impl Chain {
         self.proof(entry, mint.jkt, "POST", None, None)?;
         self.minted.insert(mint.token_sha256, mint.clone());
         Ok(())
+    }
+
+    /// The end of the JWT-SVID that authenticated a client.
+    fn jwt_end(&self, mint: &Mint) -> Option<Timestamp> {
+        let assertion = mint.by.as_ref()?.assertion_sha256?;
+        self.jwts.get(&assertion).filter(|j| j.spiffe_id == mint.spiffe_id).map(|j| j.expires_at)
     }
 
     fn admission(&mut self, admission: &Admission, entry: &ReadEntry) -> Result<(), String> {

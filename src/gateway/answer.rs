@@ -47,14 +47,14 @@ impl Gateway {
         operation: Option<&str>,
         refusal: &Refusal,
     ) -> Response<AnyBody> {
-        tracing::info!(request_id = request.id, spiffe_id = %caller.token.claims.sub, operation, status = refusal.status, kind = refusal.kind, cause = refusal.cause, "denied");
+        tracing::info!(request_id = request.id, spiffe_id = %caller.token.claims.client_id, operation, status = refusal.status, kind = refusal.kind, cause = refusal.cause, "denied");
         metrics::counter!("popgate_requests_denied_total", "kind" => refusal.kind).increment(1);
         let proof = entropy::seal(caller.proof.expose());
         let target = entropy::seal(request.target());
         let policy = refusal.policy.as_ref();
         let event = Event::Denial(Denial {
             request_id: request.id.clone(),
-            spiffe_id: caller.token.claims.sub.clone(),
+            spiffe_id: caller.token.claims.client_id.clone(),
             jkt: caller.jkt(),
             token_sha256: caller.token_sha256,
             proof: proof.commitment(),

@@ -32,6 +32,7 @@ pub struct Permit {
     verdict: Verdict,
     consumed: Option<ConsumedApproval>,
     execution: Option<Execution>,
+    used: Option<Sha256>,
 }
 
 impl Permit {
@@ -43,6 +44,11 @@ impl Permit {
     /// The approval it consumed.
     pub const fn consumed(&self) -> Option<&ConsumedApproval> {
         self.consumed.as_ref()
+    }
+
+    /// The grant of exact operations that a use was taken of.
+    pub const fn used(&self) -> Option<Sha256> {
+        self.used
     }
 
     /// The guard of that approval's end, for whoever sees the request through.
@@ -70,10 +76,26 @@ pub struct Asking<'a> {
 }
 
 impl Gateway {
-    /// Permits at once, or holds for people.
+    /// Permits at once, or holds for people; a counted token pays with a use.
     pub async fn permit(&self, asking: &Asking<'_>, verdict: Verdict) -> Result<Permit, Refusal> {
+        let mut permit = self.allowed(asking, verdict).await?;
+        match self.take_use(asking).await {
+            Ok(used) => {
+                permit.used = used;
+                Ok(permit)
+            }
+            Err(refusal) => {
+                if let Some(execution) = permit.take_execution() {
+                    execution.end(ApprovalState::Failed).await;
+                }
+                Err(refusal)
+            }
+        }
+    }
+
+    async fn allowed(&self, asking: &Asking<'_>, verdict: Verdict) -> Result<Permit, Refusal> {
         let rule = match &verdict.decision {
-            Decision::Allow => return Ok(Permit { verdict, consumed: None, execution: None }),
+            Decision::Allow => return Ok(Permit { verdict, consumed: None, execution: None, used: None }),
             Decision::AllowWithApproval(rule) => rule.clone(),
             Decision::Deny => return Err(Refusal::new(403, "policy", "policy denies this")),
         };
@@ -144,7 +166,7 @@ impl Gateway {
         let (taken, execution) = taking.await.map_err(|e| Refusal::unavailable("approvals", e))??;
         tracing::info!(approval = taken.id, requester = %asking.intent.principal.spiffe_id, "approval consumed");
         let consumed = Some(ConsumedApproval { id: taken.id, request_sha256: taken.request_sha256 });
-        Ok(Permit { verdict, consumed, execution: Some(execution) })
+        Ok(Permit { verdict, consumed, execution: Some(execution), used: None })
     }
 
     /// The approver's right counts when the approval is used, too.
@@ -217,7 +239,7 @@ impl Gateway {
             request_sha256: digest,
             requester: principal.spiffe_id.clone(),
             jkt: asking.caller.jkt(),
-            answerable: std::iter::once(principal.owner.clone()).chain(principal.sponsor.clone()).collect(),
+            answerable: self.answerable(asking),
             shown: shown(asking),
             rule: verdict.rule().to_owned(),
             policy_version: verdict.policy_version.clone(),
@@ -241,6 +263,22 @@ impl Gateway {
                 ..Refusal::new(429, "approval-quota", "too many requests of this workload wait for approval")
             }),
         }
+    }
+
+    /// The people who answer for whoever asks and whoever is acted for: none of them approves.
+    fn answerable(&self, asking: &Asking<'_>) -> Vec<String> {
+        let principal = &asking.intent.principal;
+        let mut people: Vec<String> = std::iter::once(&principal.owner).chain(&principal.sponsor).cloned().collect();
+        for party in asking.caller.token.claims.parties() {
+            let workload = party.parse().ok().and_then(|id| self.stores.entries.get(&id));
+            match workload {
+                Some(entry) => people.extend(std::iter::once(entry.owner).chain(entry.sponsor)),
+                None => people.push(party),
+            }
+        }
+        people.sort();
+        people.dedup();
+        people
     }
 
     /// While a request was held, its token may have ended, its workload may have been stopped, and policy may have changed.
@@ -306,6 +344,7 @@ fn prefer_wait(headers: &HeaderMap) -> Option<Duration> {
 
 fn digest(asking: &Asking<'_>, verdict: &Verdict) -> Sha256 {
     let request = asking.request;
+    let claims = &asking.caller.token.claims;
     let headers = headers::bound(&request.head.headers);
     let content_type =
         request.head.headers.get(http::header::CONTENT_TYPE).and_then(|v| v.to_str().ok()).unwrap_or_default();
@@ -319,6 +358,8 @@ fn digest(asking: &Asking<'_>, verdict: &Verdict) -> Sha256 {
         headers: &headers,
         principal: &asking.intent.principal.spiffe_id,
         jkt: asking.caller.jkt(),
+        on_behalf: &claims.parties(),
+        groups: &claims.groups,
         rule: verdict.rule(),
         policy_version: &verdict.policy_version,
     }
@@ -348,6 +389,8 @@ fn shown(asking: &Asking<'_>) -> Shown {
         content_type,
         headers: headers::bound(&request.head.headers).into_iter().map(|h| told(asking.route, h)).collect(),
         body,
+        on_behalf: asking.caller.token.claims.parties(),
+        groups: asking.caller.token.claims.groups.clone(),
     }
 }
 

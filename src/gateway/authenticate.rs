@@ -11,6 +11,7 @@ use crate::domain::proof::{Epoch, Role};
 use crate::domain::refusal::{OauthError, Refusal};
 use crate::domain::revocation::Subject;
 use crate::domain::secret::{AccessToken, DpopProof};
+use crate::domain::spiffe_id::SpiffeId;
 use crate::domain::time::Timestamp;
 use crate::gateway::authorize;
 use crate::gateway::serve::{Gateway, Incoming};
@@ -78,7 +79,7 @@ impl Gateway {
             self.prove(request, demand, &token, digest, &proof, epoch, now).await.map_err(unproved)?;
         let claimed = |refusal| Unproved {
             refusal,
-            claimed: Some(verified.claims.sub.clone()),
+            claimed: Some(verified.claims.client_id.clone()),
             proof_sha256: Some(proof.digest()),
         };
         let (entry, subject) = self.standing(&verified, now).map_err(claimed)?;
@@ -146,7 +147,7 @@ impl Gateway {
         let jwk = published.iter().find(|k| k.kid == kid).and_then(|k| k.jwk.as_object());
         let key = jwk.and_then(|jwk| PublicKey::from_jwk(jwk).ok()).ok_or_else(|| bad_token(TokenError::UnknownKey))?;
         let claims = access_token::verify(token.expose(), &key, &self.issuer, now).map_err(bad_token)?;
-        let issued = self.stores.issued.by_key(&claims.sub, claims.jkt).await?;
+        let issued = self.stores.issued.by_key(&claims.client_id, claims.jkt).await?;
         let svid_end = issued.map_or(claims.exp, |c| c.not_after);
         let verified = Arc::new(VerifiedToken { claims, svid_end });
         self.caches.keep_token(digest, verified.clone());
@@ -156,14 +157,19 @@ impl Gateway {
     /// Whether the workload behind a token still stands: registered, and stopped by nobody.
     pub fn standing(&self, token: &VerifiedToken, now: Timestamp) -> Result<(Entry, Subject), Refusal> {
         let gone = |detail: &str| Refusal::unauthorized(OauthError::InvalidToken, detail);
-        let entry = self.stores.entries.get(&token.claims.sub).filter(|e| e.expires_at.is_none_or(|end| end > now));
+        let entry =
+            self.stores.entries.get(&token.claims.client_id).filter(|e| e.expires_at.is_none_or(|end| end > now));
         let entry = entry.ok_or_else(|| gone("the workload is not registered any more"))?;
         let subject = Subject {
-            serial: Some(token.claims.svid_serial.clone()),
+            serial: token.claims.svid_serial.clone(),
             jkt: Some(token.claims.jkt),
             jti: Some(token.claims.jti.clone()),
+            groups: entry.groups.iter().chain(&token.claims.groups).cloned().collect(),
             ..Subject::workload(&entry)
         };
+        let registered = |id: &SpiffeId| self.stores.entries.get(id).filter(|e| !e.has_expired(now));
+        let subject = subject.acting_for(token.claims.parties(), token.claims.begun(), registered);
+        let subject = subject.ok_or_else(|| gone("a workload that is acted for is not registered any more"))?;
         match self.revoked.borrow().stops(&subject, now) {
             Some(kind) => Err(gone("the workload or its token is revoked").because(kind)),
             None => Ok((entry, subject)),

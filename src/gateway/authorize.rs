@@ -10,7 +10,9 @@ use crate::domain::refusal::{OauthError, PolicyReason, Refusal};
 use crate::domain::time::Timestamp;
 use crate::domain::verdict::{Decision, Verdict};
 use crate::gateway::authenticate::Caller;
+use crate::gateway::details;
 use crate::gateway::routes::Route;
+use crate::protocol::access_token;
 use crate::protocol::form;
 use crate::protocol::operation::{self, Matched};
 use crate::protocol::policy::PolicyEngine;
@@ -93,6 +95,9 @@ pub fn intent(
     context.insert("time".into(), now.unix().into());
     context.insert("scope".into(), caller.token.claims.scopes().collect::<Vec<_>>().into());
     context.insert("client_certificate".into(), caller.token.claims.x5t_s256.is_some().into());
+    let claims = &caller.token.claims;
+    context.insert("subject".into(), claims.sub.as_str().into());
+    context.insert("actors".into(), access_token::actors(claims.act.as_ref()).into());
     context.insert("params".into(), json!(matched.params));
     if !matched.operation.body.is_empty() {
         let fields = operation::body_fields(&matched.operation.body, body.map(|b| &b[..]).unwrap_or_default());
@@ -101,8 +106,8 @@ pub fn intent(
     }
     Ok(Intent {
         principal: Principal {
-            spiffe_id: caller.token.claims.sub.clone(),
-            groups: caller.entry.groups.clone(),
+            spiffe_id: caller.token.claims.client_id.clone(),
+            groups: caller.entry.groups.iter().chain(&claims.groups).cloned().collect(),
             owner: caller.entry.owner.clone(),
             sponsor: caller.entry.sponsor.clone(),
         },
@@ -126,6 +131,8 @@ pub fn decide(policy: &PolicyEngine, caller: &Caller, intent: &Intent) -> Result
         return Err(Refusal { policy: Some(reason(&verdict)), ..Refusal::new(403, "insufficient-scope", detail) }
             .with_error(OauthError::InsufficientScope));
     }
+    details::check(&caller.token.claims, intent)
+        .map_err(|refusal| Refusal { policy: Some(reason(&verdict)), ..refusal })?;
     if forbidden { Err(denied(&verdict)) } else { Ok(verdict) }
 }
 

@@ -110,6 +110,9 @@ pub struct RouteConfig {
     /// What a caller must bring.
     #[serde(default)]
     pub access: Access,
+    /// Workloads that may ask the token service about tokens of this route's resource (RFC 7662).
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub introspect: Vec<String>,
     /// Whether each proof needs a nonce.
     #[serde(default)]
     pub nonce_required: bool,

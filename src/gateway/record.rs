@@ -138,6 +138,7 @@ impl Gateway {
             policy_version: permit.verdict().policy_version.clone(),
             approval: permit.consumed().cloned(),
             recorded,
+            used: permit.used(),
         });
         (Leaf { time: self.stores.clock.now(), event }, openings)
     }

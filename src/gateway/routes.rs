@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use zeroize::Zeroizing;
 
+use crate::domain::spiffe_id::SpiffeId;
 use crate::gateway::config::{Access, InjectConfig, MaskConfig, OperationConfig, RecordMode, RouteConfig};
 use crate::gateway::forward::Upstream;
 use crate::net::files;
@@ -52,6 +53,8 @@ pub struct Route {
     pub inject: Option<Inject>,
     /// What a caller must bring.
     pub access: Access,
+    /// Workloads that may ask the token service about tokens of the resource.
+    pub introspect: Vec<SpiffeId>,
     /// Whether each proof needs a nonce.
     pub nonce_required: bool,
     /// Whether streams end with their token.
@@ -94,7 +97,7 @@ pub struct Injected {
 pub struct Rules {
     routes: Vec<Route>,
     /// Decides.
-    pub policy: PolicyEngine,
+    pub policy: Arc<PolicyEngine>,
 }
 
 /// What rules are made from.
@@ -124,7 +127,7 @@ impl Rules {
         }
         check_ties(&routes)?;
         let operations: Vec<Operation> = routes.iter().flat_map(|r| r.operations.clone()).collect();
-        let policy = PolicyEngine::load(sources.policies, &operations)?;
+        let policy = Arc::new(PolicyEngine::load(sources.policies, &operations)?);
         routes.sort_by_key(|r| std::cmp::Reverse(r.path.rank()));
         Ok(Self { routes, policy })
     }
@@ -199,6 +202,11 @@ fn route(
         .iter()
         .map(|o| operation(o).map_err(|e| bad(format!("operation {:?}: {e}", o.name))))
         .collect::<Result<_, _>>()?;
+    let introspect = config
+        .introspect
+        .iter()
+        .map(|id| id.parse().map_err(|e| bad(format!("introspect {id:?}: {e}"))))
+        .collect::<Result<_, _>>()?;
     Ok(Route {
         name: config.name.clone(),
         path,
@@ -208,6 +216,7 @@ fn route(
         record: config.record,
         inject,
         access: config.access,
+        introspect,
         nonce_required: config.nonce_required,
         ends_with_token: config.ends_with_token,
         operations,

@@ -65,7 +65,7 @@ impl Gateway {
             self.authenticate(peer, request, &Demand { resource: None, certificate: false, nonce: false }).await?;
         read_only(request)?;
         let found = self.stores.approvals.get(id).await.map_err(Refusal::from)?;
-        let own = found.filter(|a| a.requester == caller.token.claims.sub && a.jkt == caller.jkt());
+        let own = found.filter(|a| a.requester == caller.token.claims.client_id && a.jkt == caller.jkt());
         let approval = own.ok_or_else(not_found)?;
         Ok(answer(
             StatusCode::OK,

@@ -1,9 +1,7 @@
 //! Attestation: how a node or a workload proves what it is without a certificate. One attestor a file.
 
-pub mod config;
 pub mod kubernetes;
 pub mod oidc;
-pub mod tokens;
 pub mod x509_pop;
 
 use std::collections::BTreeSet;
@@ -17,8 +15,9 @@ use crate::domain::refusal::Refusal;
 use crate::domain::selector::Selector;
 use crate::domain::spiffe_id::TrustDomain;
 use crate::domain::time::Timestamp;
-use crate::identity::attest::config::TrustConfig;
 use crate::net::fetch::FetchError;
+use crate::trust::TrustError;
+use crate::trust::config::TrustConfig;
 
 /// What an attestor found out.
 #[derive(Clone, Debug)]
@@ -116,6 +115,14 @@ pub async fn attest(
 /// Whether all of the selectors that a node must have were found; without any, nobody may be one.
 fn may_be_node(required: &[String], found: &BTreeSet<Selector>) -> bool {
     !required.is_empty() && required.iter().all(|r| found.iter().any(|s| s.as_str() == r))
+}
+
+/// A token that is not believed, or whose keys cannot be had.
+fn distrusted(error: TrustError) -> Refusal {
+    match error {
+        TrustError::Refused(why) => refused(why),
+        TrustError::Away(cause) => Refusal::unavailable("the token issuer's key set", cause),
+    }
 }
 
 /// One text for every fault of evidence; the log tells which.

@@ -6,6 +6,7 @@ use crate::domain::digest::Sha256;
 use crate::domain::key::Jkt;
 use crate::domain::spiffe_id::SpiffeId;
 use crate::domain::time::Timestamp;
+use crate::protocol::authorization_details::Detail;
 use crate::protocol::claims::{numeric_date, text};
 use crate::protocol::jwk::{Algorithm, PublicKey};
 use crate::protocol::jws::{self, Compact, JwsError, SigningKey};
@@ -42,8 +43,10 @@ pub enum TokenError {
 pub struct Claims {
     /// Issuer URL.
     pub iss: String,
-    /// The workload.
-    pub sub: SpiffeId,
+    /// On whose behalf: the workload itself, or the person or workload whose statement was the grant.
+    pub sub: String,
+    /// The workload that holds the token.
+    pub client_id: SpiffeId,
     /// The resource.
     pub aud: String,
     /// When it was minted.
@@ -59,8 +62,23 @@ pub struct Claims {
     /// The certificate that must be on the connection, where the resource demands it.
     pub x5t_s256: Option<Sha256>,
     /// Serial of the certificate that the token was minted under, in lower-case hex: a stop of it stops the token.
-    pub svid_serial: String,
+    pub svid_serial: Option<String>,
+    /// What exactly it is for (RFC 9396); empty: all of its scope.
+    pub details: Vec<Detail>,
+    /// Whose grant the uses of its details are counted in, where it was exchanged.
+    pub grantee: Option<SpiffeId>,
+    /// Who acts, the current actor outermost (RFC 8693 section 4.1).
+    pub act: Option<Value>,
+    /// Who may act for its subject (RFC 8693 section 4.4).
+    pub may_act: Option<String>,
+    /// Groups that an identity provider's statement came to (RFC 9068 section 2.2.3.1).
+    pub groups: Vec<String>,
+    /// When the statement was made that the token rests on (`auth_time`); none: the token rests on the workload alone.
+    pub auth_time: Option<Timestamp>,
 }
+
+/// Actors of one token.
+pub const MAX_ACTORS: usize = 4;
 
 impl Claims {
     /// Signs the claims into a token.
@@ -70,12 +88,39 @@ impl Claims {
         if let Some(x5t) = self.x5t_s256 {
             cnf["x5t#S256"] = Jkt(x5t.0).to_string().into();
         }
-        let payload = json!({
-            "iss": self.iss, "sub": self.sub, "aud": self.aud, "client_id": self.sub,
+        let mut payload = json!({
+            "iss": self.iss, "sub": self.sub, "aud": self.aud, "client_id": self.client_id,
             "iat": self.iat.unix(), "exp": self.exp.unix(), "jti": self.jti, "scope": self.scope, "cnf": cnf,
-            "svid_serial": self.svid_serial,
         });
+        let mut put = |name: &str, value: Option<Value>| {
+            if let Some(value) = value {
+                payload[name] = value;
+            }
+        };
+        put("svid_serial", self.svid_serial.clone().map(Value::from));
+        put("authorization_details", (!self.details.is_empty()).then(|| json!(self.details)));
+        put("details_grantee", self.grantee.as_ref().map(|g| json!(g)));
+        put("act", self.act.clone());
+        put("may_act", self.may_act.as_ref().map(|m| json!({"sub": m})));
+        put("auth_time", self.auth_time.map(|t| t.unix().into()));
+        put("groups", (!self.groups.is_empty()).then(|| json!(self.groups)));
         jws::sign(&header, &payload, signer)
+    }
+
+    /// Everybody the token speaks of besides its holder: its subject and all actors.
+    pub fn parties(&self) -> Vec<String> {
+        let actors = actors(self.act.as_ref());
+        std::iter::once(self.sub.clone()).chain(actors).filter(|p| p != self.client_id.as_str()).collect()
+    }
+
+    /// When whoever is acted for was spoken of.
+    pub fn begun(&self) -> Timestamp {
+        self.auth_time.unwrap_or(self.iat)
+    }
+
+    /// The workload whose grant the uses of its details are counted in.
+    pub fn grantee(&self) -> &SpiffeId {
+        self.grantee.as_ref().unwrap_or(&self.client_id)
     }
 
     /// The scope's operation names.
@@ -128,9 +173,25 @@ fn read(payload: &Map<String, Value>) -> Result<Claims, TokenError> {
             Some(Sha256(parsed.0))
         }
     };
+    let details = match payload.get("authorization_details") {
+        None => Vec::new(),
+        Some(details) => serde_json::from_value(details.clone()).map_err(|_| TokenError::Claims)?,
+    };
+    let id = |name: &str| need(name)?.parse::<SpiffeId>().map_err(|_| TokenError::Claims);
+    let some = |name: &str| payload.get(name).is_some();
+    let groups = payload.get("groups").cloned().unwrap_or_else(|| json!([]));
     Ok(Claims {
+        details,
+        grantee: some("details_grantee").then(|| id("details_grantee")).transpose()?,
+        auth_time: some("auth_time")
+            .then(|| numeric_date(payload, "auth_time").ok_or(TokenError::Claims))
+            .transpose()?,
+        act: payload.get("act").cloned(),
+        may_act: payload.get("may_act").and_then(|m| text(m.as_object()?, "sub")).map(ToOwned::to_owned),
+        groups: serde_json::from_value(groups).map_err(|_| TokenError::Claims)?,
         iss: need("iss")?,
-        sub: need("sub")?.parse().map_err(|_| TokenError::Claims)?,
+        sub: need("sub")?,
+        client_id: id("client_id")?,
         aud: need("aud")?,
         iat: numeric_date(payload, "iat").ok_or(TokenError::Claims)?,
         exp: numeric_date(payload, "exp").ok_or(TokenError::Claims)?,
@@ -138,6 +199,17 @@ fn read(payload: &Map<String, Value>) -> Result<Claims, TokenError> {
         scope: need("scope")?,
         jkt,
         x5t_s256,
-        svid_serial: need("svid_serial")?,
+        svid_serial: some("svid_serial").then(|| need("svid_serial")).transpose()?,
     })
+}
+
+/// The actors of an `act` claim, the current one first.
+pub fn actors(act: Option<&Value>) -> Vec<String> {
+    let mut found = Vec::new();
+    let mut next = act;
+    while let Some(act) = next {
+        found.extend(act.get("sub").and_then(Value::as_str).map(ToOwned::to_owned));
+        next = act.get("act");
+    }
+    found
 }

@@ -24,6 +24,10 @@ pub struct CanonicalRequest<'a> {
     pub principal: &'a SpiffeId,
     /// With which key.
     pub jkt: Jkt,
+    /// Whom it acts for, and who acts before it.
+    pub on_behalf: &'a [String],
+    /// Groups that its token brings.
+    pub groups: &'a [String],
     /// Deciding rule.
     pub rule: &'a str,
     /// Digest of the policy set.
@@ -49,11 +53,13 @@ impl CanonicalRequest<'_> {
         .map(str::as_bytes)
         .to_vec();
         parts.push(&body.0);
+        let listed = [self.on_behalf, self.groups].map(|list| serde_json::to_vec(list).unwrap_or_default());
+        parts.extend(listed.iter().map(Vec::as_slice));
         for (name, value) in self.headers {
             parts.push(name.as_bytes());
             parts.push(value);
         }
-        let mut framed = b"popgate canonical request v1\n".to_vec();
+        let mut framed = b"popgate canonical request v2\n".to_vec();
         for part in parts {
             framed.extend((part.len() as u64).to_be_bytes());
             framed.extend(part);
@@ -82,6 +88,8 @@ mod tests {
             headers: &[],
             principal: &id,
             jkt: Jkt([1; 32]),
+            on_behalf: &[],
+            groups: &[],
             rule: "r",
             policy_version: "v",
         };
@@ -105,6 +113,10 @@ mod tests {
         assert_ne!(CanonicalRequest { principal: &other, ..base() }.digest(), base().digest());
         let headers = [("x-mode".to_owned(), b"dry".to_vec())];
         assert_ne!(CanonicalRequest { headers: &headers, ..base() }.digest(), base().digest());
+        let names = ["https://idp#jane".to_owned()];
+        let for_jane = CanonicalRequest { on_behalf: &names, ..base() }.digest();
+        assert_ne!(for_jane, base().digest());
+        assert_ne!(for_jane, CanonicalRequest { groups: &names, ..base() }.digest());
     }
 
     #[test]
@@ -121,6 +133,8 @@ mod tests {
                 headers: &[],
                 principal: &id,
                 jkt: Jkt([0; 32]),
+                on_behalf: &[],
+                groups: &[],
                 rule: "",
                 policy_version: "",
             }

@@ -1,5 +1,7 @@
 //! Compact JWS (RFC 7515 §3.1, §7.1): split strictly, verify with a pinned key, sign with a given signer.
 
+use std::sync::Arc;
+
 use base64::Engine as _;
 use base64::prelude::BASE64_URL_SAFE_NO_PAD as B64;
 use p256::Scalar;
@@ -119,9 +121,10 @@ pub fn check_header(header: &Map<String, Value>, typ: &str) -> Result<Algorithm,
 }
 
 /// Gives r‖s over a message.
-type SignFunction = Box<dyn Fn(&[u8]) -> Vec<u8> + Send + Sync>;
+type SignFunction = Arc<dyn Fn(&[u8]) -> Vec<u8> + Send + Sync>;
 
 /// A key that signs ES256. Its entropy is its maker's business, so this module stays pure.
+#[derive(Clone)]
 pub struct SigningKey {
     public: PublicKey,
     sign: SignFunction,
@@ -130,7 +133,7 @@ pub struct SigningKey {
 impl SigningKey {
     /// From the public half and a function that gives r‖s over a message.
     pub fn new(public: PublicKey, sign: impl Fn(&[u8]) -> Vec<u8> + Send + Sync + 'static) -> Self {
-        Self { public, sign: Box::new(sign) }
+        Self { public, sign: Arc::new(sign) }
     }
 
     /// The public half.

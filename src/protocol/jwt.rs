@@ -24,11 +24,11 @@ pub enum JwtError {
     Jws(#[from] JwsError),
     #[error("alg is not an asymmetric algorithm of RFC 7518")]
     Algorithm,
-    #[error("typ is not JWT or JOSE")]
+    #[error("typ is not the one expected")]
     Type,
     #[error("no key of the issuer has this kid and algorithm")]
     UnknownKey,
-    #[error("exp is missing or not a number")]
+    #[error("exp is missing, or a time is no number")]
     NoEnd,
     #[error("the token has expired")]
     Expired,
@@ -140,20 +140,38 @@ impl JwtKey {
 /// Algorithms of RFC 7518 section 3.1 that are signatures.
 const ALGORITHMS: [&str; 9] = ["RS256", "RS384", "RS512", "PS256", "PS384", "PS512", "ES256", "ES384", "ES512"];
 
+/// `typ` of a JWT that says no more; the empty text stands for none at all.
+pub const PLAIN: [&str; 3] = ["", "JWT", "JOSE"];
+
+/// Refuses a header with members that would change how it is read, or of another type than those given (RFC 8725 section
+/// 3.11).
+pub fn check_type(header: &Map<String, Value>, types: &[&str]) -> Result<(), JwtError> {
+    if header.contains_key("crit") || header.contains_key("b64") {
+        return Err(JwsError::Critical.into());
+    }
+    let typ = match header.get("typ") {
+        None => "",
+        Some(typ) => typ.as_str().filter(|t| !t.is_empty()).ok_or(JwtError::Type)?,
+    };
+    // RFC 7515 section 4.1.9: the prefix may be left out.
+    let typ = typ.strip_prefix("application/").unwrap_or(typ);
+    if types.contains(&typ) { Ok(()) } else { Err(JwtError::Type) }
+}
+
 /// Verifies the signature of a JWT with one of the issuer's keys and gives its claims.
 pub fn verify(text: &str, keys: &[JwtKey]) -> Result<Map<String, Value>, JwtError> {
+    verify_typed(text, keys, &PLAIN)
+}
+
+/// The same for a JWT of one of `types`.
+pub fn verify_typed(text: &str, keys: &[JwtKey], types: &[&str]) -> Result<Map<String, Value>, JwtError> {
     if text.len() > MAX_JWT {
         return Err(JwtError::TooLong);
     }
     let jws = Compact::split(text)?;
     let header = jws.header_object()?;
     let member = |name: &str| header.get(name).and_then(Value::as_str);
-    if header.contains_key("crit") || header.contains_key("b64") {
-        return Err(JwsError::Critical.into());
-    }
-    if header.contains_key("typ") && !member("typ").is_some_and(|t| t == "JWT" || t == "JOSE") {
-        return Err(JwtError::Type);
-    }
+    check_type(&header, types)?;
     let alg = member("alg").filter(|a| ALGORITHMS.contains(a)).ok_or(JwtError::Algorithm)?;
     let kid = match header.get("kid") {
         None => None,

@@ -3,6 +3,7 @@
 //! Depends on `domain` alone, so all of it can be fuzzed, property-tested and embedded elsewhere.
 
 pub mod access_token;
+pub mod authorization_details;
 pub mod bundle;
 pub mod canonical;
 pub mod checkpoint;

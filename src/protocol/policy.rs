@@ -1,5 +1,7 @@
 //! Intent → Cedar → Verdict. Default deny, `forbid` wins, and an evaluation error denies by name.
 
+pub mod mint;
+
 use std::collections::{BTreeMap, HashMap, HashSet};
 
 use cedar_policy::{
@@ -9,7 +11,7 @@ use cedar_policy::{
 };
 
 use crate::domain::digest::Sha256;
-use crate::domain::intent::Intent;
+use crate::domain::intent::{Intent, Principal};
 use crate::domain::verdict::{ApprovalRule, Decision, Verdict};
 use crate::protocol::operation::{FieldType, Operation};
 
@@ -60,6 +62,12 @@ pub struct PolicyEngine {
 impl PolicyEngine {
     /// Parses, validates strictly against the schema made from `operations`, and indexes.
     pub fn load(sources: &[PolicySource], operations: &[Operation]) -> Result<Self, PolicyError> {
+        if operations.iter().any(|o| o.name == mint::ACTION) {
+            return Err(PolicyError::Schema(format!(
+                "{} is no name for an operation: it stands for minting",
+                mint::ACTION
+            )));
+        }
         let schema_text = schema(operations);
         let (schema, _) = Schema::from_cedarschema_str(&schema_text).map_err(|e| PolicyError::Schema(e.to_string()))?;
         let mut whole = PolicySet::new();
@@ -72,7 +80,8 @@ impl PolicyEngine {
             return Err(PolicyError::Validation(errors.join("; ")));
         }
         let obligations = whole.policies().map(|p| Ok((p.id().clone(), obligation(p)?))).collect::<Result<_, _>>()?;
-        let by_action = operations.iter().map(|o| (o.name.clone(), slice(&whole, Some(&o.name)))).collect();
+        let names = operations.iter().map(|o| o.name.as_str()).chain([mint::ACTION]);
+        let by_action = names.map(|name| (name.to_owned(), slice(&whole, Some(name)))).collect();
         let any_action = slice(&whole, None);
         let version = version(sources, &schema_text);
         Ok(Self { by_action, any_action, whole, obligations, schema, schema_text, version })
@@ -99,7 +108,11 @@ impl PolicyEngine {
     }
 
     fn decide_with(&self, policies: &PolicySet, intent: &Intent) -> Verdict {
-        let (request, entities) = match self.question(intent) {
+        self.judge(policies, self.question(intent))
+    }
+
+    fn judge(&self, policies: &PolicySet, question: Result<(Request, Entities), String>) -> Verdict {
+        let (request, entities) = match question {
             Ok(question) => question,
             Err(reason) => return self.denied(reason),
         };
@@ -144,9 +157,10 @@ impl PolicyEngine {
             .map_err(|e| format!("the context cannot be built: {e}"))?;
         let request = Request::new(principal.clone(), action, resource, context, Some(&self.schema))
             .map_err(|e| format!("the request does not fit the schema: {e}"))?;
-        let mut entities = vec![workload(principal, intent)?, Entity::with_uid(route.clone())];
+        let mut entities = vec![workload(principal, &intent.principal)?, Entity::with_uid(route.clone())];
         entities.push(Entity::with_uid(uid("Person", &intent.principal.owner)));
-        entities.extend(intent.principal.groups.iter().map(|g| Entity::with_uid(uid("Group", g))));
+        let groups: HashSet<&String> = intent.principal.groups.iter().collect();
+        entities.extend(groups.into_iter().map(|g| Entity::with_uid(uid("Group", g))));
         for (i, object) in objects.iter().enumerate() {
             let parent = objects.get(i + 1).map_or_else(|| route.clone(), |p| uid("Object", p));
             entities.push(Entity::new_no_attrs(uid("Object", object), HashSet::from([parent])));
@@ -176,10 +190,10 @@ fn expression(value: &serde_json::Value) -> Result<RestrictedExpression, String>
     })
 }
 
-fn workload(principal: EntityUid, intent: &Intent) -> Result<Entity, String> {
-    let groups = intent.principal.groups.iter().map(|g| uid("Group", g)).collect();
-    let owner = RestrictedExpression::new_entity_uid(uid("Person", &intent.principal.owner));
-    Entity::new(principal, HashMap::from([("owner".to_owned(), owner)]), groups).map_err(|e| e.to_string())
+fn workload(name: EntityUid, principal: &Principal) -> Result<Entity, String> {
+    let groups = principal.groups.iter().map(|g| uid("Group", g)).collect();
+    let owner = RestrictedExpression::new_entity_uid(uid("Person", &principal.owner));
+    Entity::new(name, HashMap::from([("owner".to_owned(), owner)]), groups).map_err(|e| e.to_string())
 }
 
 /// `tot/runs/r1/nodes/n7` and its ancestors, nearest first: each pair of segments is one level.
@@ -280,6 +294,7 @@ pub fn schema(operations: &[Operation]) -> String {
         declared.entry(&operation.name).or_insert_with(|| action(operation));
     }
     declared.values().for_each(|a| text.push_str(a));
+    text.push_str(mint::SCHEMA);
     text
 }
 
@@ -300,7 +315,7 @@ fn action(operation: &Operation) -> String {
         .collect();
     let body = if fields.is_empty() { String::new() } else { format!(", body: {{ {} }}", fields.join(", ")) };
     format!(
-        "action {:?} appliesTo {{ principal: [Workload], resource: [Object], context: {{ method: String, time: Long, scope: Set<String>, client_certificate: Bool, params: {{ {} }}{body} }} }};\n",
+        "action {:?} appliesTo {{ principal: [Workload], resource: [Object], context: {{ method: String, time: Long, scope: Set<String>, client_certificate: Bool, subject: String, actors: Set<String>, params: {{ {} }}{body} }} }};\n",
         operation.name,
         params.join(", ")
     )

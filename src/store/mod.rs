@@ -13,7 +13,10 @@ pub mod nodes;
 pub mod redis;
 pub mod replay;
 pub mod revocations;
+pub mod scim_users;
 pub mod sql;
+pub mod statements;
+pub mod uses;
 
 #[cfg(test)]
 mod contract;
@@ -73,6 +76,12 @@ pub struct Stores {
     pub approvals: Arc<dyn approvals::Approvals>,
     /// What is stopped.
     pub revocations: Arc<dyn revocations::Revocations>,
+    /// Statements of others that were used.
+    pub statements: Arc<dyn statements::Statements>,
+    /// Uses of exact grants.
+    pub uses: Arc<dyn uses::Uses>,
+    /// People as SCIM clients tell of them.
+    pub scim_users: Arc<dyn scim_users::ScimUsers>,
     /// Public halves of the service's keys.
     pub keys: Arc<dyn keys::PublicKeys>,
     /// The evidence log.

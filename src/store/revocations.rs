@@ -5,6 +5,7 @@ use std::sync::Arc;
 use async_trait::async_trait;
 use tokio::sync::watch;
 
+use crate::domain::refusal::Refusal;
 use crate::domain::revocation::{Revocation, RevocationKind, RevocationSet};
 use crate::domain::time::Timestamp;
 use crate::store::Unavailable;
@@ -22,6 +23,13 @@ pub struct NewRevocation {
     pub by: String,
     /// Until when; none: for good.
     pub until: Option<Timestamp>,
+}
+
+/// Stops a subject with everything that goes with it: the leaf in the log, and the approvals that it asked for or gave.
+#[async_trait]
+pub trait Stopper: Send + Sync {
+    /// When this returns, no request of the subject passes any more; gives the leaf's index.
+    async fn stop(&self, new: NewRevocation) -> Result<u64, Refusal>;
 }
 
 /// Revocations, ordered by number.

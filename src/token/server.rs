@@ -1,35 +1,54 @@
-//! The token listener: the endpoint's answers and challenges.
+//! The token listener: the endpoints' answers and challenges.
 
 use std::sync::Arc;
 
 use axum::Router;
 use axum::body::Body;
-use axum::extract::{Extension, State};
-use axum::http::{HeaderName, HeaderValue, Request, Response, StatusCode, header};
+use axum::extract::{Extension, Path, Query, State};
+use axum::http::{HeaderMap, HeaderName, HeaderValue, Method, Request, Response, StatusCode, header};
+use axum::middleware::{self, Next};
 use axum::routing::{get, post};
-use serde_json::{Value, json};
+use serde_json::{Map, Value, json};
 
 use crate::domain::leaf::{Event, Staged};
 use crate::domain::refusal::{OauthError, Refusal};
+use crate::net::body;
 use crate::net::listener::Peer;
+use crate::protocol::json;
 use crate::protocol::jwk::Algorithm;
 use crate::store::entropy;
 use crate::token::endpoint::{Minted, TokenPlane};
+use crate::token::events::EventError;
+use crate::token::grants::Grant;
+use crate::token::introspect;
 use crate::token::metadata;
+use crate::token::scim::{self, ScimError};
+
+/// Longest event or SCIM document.
+const MAX_DOCUMENT: usize = 256 * 1024;
 
 /// The listener's routes.
 pub fn router(plane: Arc<TokenPlane>) -> Router {
     Router::new()
         .route("/token", post(token))
+        .route("/introspect", post(introspection))
+        .route("/revoke", post(revocation))
         .route("/jwks.json", get(jwks))
         .route("/.well-known/oauth-authorization-server", get(document))
         .route("/.well-known/openid-configuration", get(document))
+        .route("/ssf/events", post(events))
+        .route("/scim/v2/ServiceProviderConfig", get(scim_configuration))
+        .route("/scim/v2/ResourceTypes", get(scim_types))
+        .route("/scim/v2/Users", get(scim_users).post(scim_user))
+        .route("/scim/v2/Users/{id}", get(scim_user).put(scim_user).patch(scim_user).delete(scim_user))
+        .layer(middleware::from_fn_with_state(plane.clone(), cross_origin))
         .with_state(plane)
 }
 
 type Plane = State<Arc<TokenPlane>>;
+type From = Extension<Arc<Peer>>;
 
-async fn token(State(plane): Plane, Extension(peer): Extension<Arc<Peer>>, request: Request<Body>) -> Response<Body> {
+async fn token(State(plane): Plane, Extension(peer): From, request: Request<Body>) -> Response<Body> {
     let request_id = entropy::random_id();
     match plane.grant(&peer, request, &request_id).await {
         Ok(minted) => granted(&minted),
@@ -38,15 +57,53 @@ async fn token(State(plane): Plane, Extension(peer): Extension<Arc<Peer>>, reque
 }
 
 fn granted(minted: &Minted) -> Response<Body> {
-    answer(
-        StatusCode::OK,
-        &json!({
-            "access_token": minted.token.expose(),
-            "token_type": "DPoP",
-            "expires_in": minted.expires_in,
-            "scope": minted.scope,
-        }),
-    )
+    let mut document = json!({
+        "access_token": minted.token.expose(),
+        "token_type": "DPoP",
+        "expires_in": minted.expires_in,
+        "scope": minted.scope,
+    });
+    if !minted.details.is_empty() {
+        document["authorization_details"] = json!(minted.details);
+    }
+    if minted.grant == Grant::TokenExchange {
+        document["issued_token_type"] = "urn:ietf:params:oauth:token-type:access_token".into();
+    }
+    answer(StatusCode::OK, &document)
+}
+
+async fn introspection(State(plane): Plane, Extension(peer): From, request: Request<Body>) -> Response<Body> {
+    let request_id = entropy::random_id();
+    let run = async || {
+        let (client, form, headers) = plane.asked(&peer, request).await?;
+        let told = plane.introspect(&client, &form)?;
+        let wants = |v: &HeaderValue| v.to_str().is_ok_and(|v| v.split(',').any(|t| media(t) == introspect::SIGNED));
+        Ok(if headers.get_all(header::ACCEPT).iter().any(wants) {
+            text(StatusCode::OK, introspect::SIGNED, plane.signed(&client, &told))
+        } else {
+            answer(StatusCode::OK, &told)
+        })
+    };
+    match run().await {
+        Ok(response) => response,
+        Err(refusal) => refused(&plane, &refusal, &request_id).await,
+    }
+}
+
+fn media(text: &str) -> String {
+    text.split(';').next().unwrap_or_default().trim().to_ascii_lowercase()
+}
+
+async fn revocation(State(plane): Plane, Extension(peer): From, request: Request<Body>) -> Response<Body> {
+    let request_id = entropy::random_id();
+    let run = async || {
+        let (client, form, _) = plane.asked(&peer, request).await?;
+        plane.revoke(&client, &form).await
+    };
+    match run().await {
+        Ok(()) => answer(StatusCode::OK, &json!({})),
+        Err(refusal) => refused(&plane, &refusal, &request_id).await,
+    }
 }
 
 /// RFC 6749 section 5.2, with a challenge on 401 and a nonce where one is asked for (RFC 9449 section 8).
@@ -68,7 +125,7 @@ async fn refused(plane: &TokenPlane, refusal: &Refusal, request_id: &str) -> Res
     let status = StatusCode::from_u16(refusal.status).unwrap_or(StatusCode::BAD_REQUEST);
     let mut response = answer(
         status,
-        &json!({"error": error.to_string(), "error_description": refusal.detail.replace('§', "section "), "request_id": request_id}),
+        &json!({"error": error.to_string(), "error_description": described(&refusal.detail), "request_id": request_id}),
     );
     let headers = response.headers_mut();
     if status == StatusCode::UNAUTHORIZED {
@@ -86,6 +143,17 @@ async fn refused(plane: &TokenPlane, refusal: &Refusal, request_id: &str) -> Res
     response
 }
 
+/// RFC 6749 section 5.2: a description is of printable ASCII characters less `"` and `\`.
+fn described(detail: &str) -> String {
+    let plain = |c: char| match c {
+        '"' => '\'',
+        '\\' => '/',
+        c if c.is_ascii() && !c.is_ascii_control() => c,
+        _ => '?',
+    };
+    detail.replace('§', "section ").chars().map(plain).collect()
+}
+
 async fn jwks(State(plane): Plane) -> Response<Body> {
     answer(StatusCode::OK, &metadata::jwks(&plane))
 }
@@ -94,11 +162,131 @@ async fn document(State(plane): Plane) -> Response<Body> {
     answer(StatusCode::OK, &metadata::document(&plane))
 }
 
+/// RFC 8935: 202 and no body once the event is dealt with.
+async fn events(State(plane): Plane, Extension(peer): From, request: Request<Body>) -> Response<Body> {
+    let run = async || {
+        plane.limit_source(peer.address.map(|a| a.ip()))?;
+        let (parts, body) = request.into_parts();
+        let kind = parts.headers.get(header::CONTENT_TYPE).and_then(|v| v.to_str().ok()).unwrap_or_default();
+        let bad = |detail: &str| EventError { status: 400, code: "invalid_request", detail: detail.to_owned() };
+        if media(kind) != "application/secevent+jwt" {
+            return Err(bad("the content type is not application/secevent+jwt"));
+        }
+        let bytes = body::read(body, MAX_DOCUMENT).await.map_err(|e| bad(&e.to_string()))?;
+        let token = std::str::from_utf8(&bytes).map_err(|_| bad("the body is no text"))?;
+        plane.pushed(token.trim(), bearer(&parts.headers)).await
+    };
+    match run().await {
+        Ok(()) => text(StatusCode::ACCEPTED, "application/json", String::new()),
+        Err(error) => {
+            tracing::warn!(status = error.status, code = error.code, detail = error.detail, "event refused");
+            let status = StatusCode::from_u16(error.status).unwrap_or(StatusCode::BAD_REQUEST);
+            answer(status, &json!({"err": error.code, "description": described(&error.detail)}))
+        }
+    }
+}
+
+fn bearer(headers: &HeaderMap) -> Option<&str> {
+    let (scheme, token) = headers.get(header::AUTHORIZATION)?.to_str().ok()?.split_once(' ')?;
+    scheme.eq_ignore_ascii_case("bearer").then_some(token.trim())
+}
+
+async fn scim_configuration() -> Response<Body> {
+    scim_answer(Ok((200, scim::service_provider_config())))
+}
+
+async fn scim_types() -> Response<Body> {
+    scim_answer(Ok((200, scim::resource_types())))
+}
+
+async fn scim_users(
+    State(plane): Plane,
+    Extension(peer): From,
+    Query(query): Query<Map<String, Value>>,
+    headers: HeaderMap,
+) -> Response<Body> {
+    let run = async || {
+        plane.limit_source(peer.address.map(|a| a.ip()))?;
+        let client = plane.scim_client(bearer(&headers))?;
+        plane.scim_list(client, &query).await
+    };
+    scim_answer(run().await)
+}
+
+async fn scim_user(
+    State(plane): Plane,
+    Extension(peer): From,
+    id: Option<Path<String>>,
+    request: Request<Body>,
+) -> Response<Body> {
+    let run = async || {
+        plane.limit_source(peer.address.map(|a| a.ip()))?;
+        let (parts, body) = request.into_parts();
+        let client = plane.scim_client(bearer(&parts.headers))?;
+        let id = id.map(|Path(id)| id).unwrap_or_default();
+        if parts.method == Method::GET {
+            return plane.scim_get(client, &id).await;
+        }
+        if parts.method == Method::DELETE {
+            return plane.scim_delete(client, &id).await;
+        }
+        let bad = |detail: String| ScimError::from(Refusal::new(400, "input", detail));
+        let bytes = body::read(body, MAX_DOCUMENT).await.map_err(|e| bad(e.to_string()))?;
+        let document = json::parse(&bytes).map_err(|e| bad(format!("the body is not strict JSON: {e}")))?;
+        match parts.method {
+            Method::POST => plane.scim_create(client, document).await,
+            Method::PUT => plane.scim_replace(client, &id, document).await,
+            _ => plane.scim_patch(client, &id, &document).await,
+        }
+    };
+    scim_answer(run().await)
+}
+
+fn scim_answer(result: Result<(u16, Value), ScimError>) -> Response<Body> {
+    let (status, document) = result.unwrap_or_else(|error| {
+        tracing::info!(status = error.status, document = %error.document(), "SCIM refused");
+        (error.status, error.document())
+    });
+    let status = StatusCode::from_u16(status).unwrap_or(StatusCode::BAD_REQUEST);
+    let body = if document.is_null() { String::new() } else { document.to_string() };
+    let mut response = text(status, "application/scim+json", body);
+    if status == StatusCode::UNAUTHORIZED {
+        response.headers_mut().insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
+    }
+    response
+}
+
+/// Pages of configured origins may ask and read the challenges; the others' browsers keep the answers from them (E3).
+async fn cross_origin(State(plane): Plane, request: Request<Body>, next: Next) -> Response<Body> {
+    let origin = request.headers().get(header::ORIGIN).cloned();
+    let allowed = origin.filter(|o| o.to_str().is_ok_and(|o| plane.cors.iter().any(|c| c == o)));
+    let Some(origin) = allowed else { return next.run(request).await };
+    let preflight =
+        request.method() == Method::OPTIONS && request.headers().contains_key(header::ACCESS_CONTROL_REQUEST_METHOD);
+    let mut response =
+        if preflight { text(StatusCode::NO_CONTENT, "text/plain", String::new()) } else { next.run(request).await };
+    let headers = response.headers_mut();
+    headers.insert(header::ACCESS_CONTROL_ALLOW_ORIGIN, origin);
+    headers.append(header::VARY, HeaderValue::from_static("Origin"));
+    if preflight {
+        headers.insert(header::ACCESS_CONTROL_ALLOW_METHODS, HeaderValue::from_static("GET, POST"));
+        headers.insert(header::ACCESS_CONTROL_ALLOW_HEADERS, HeaderValue::from_static("DPoP, Content-Type"));
+    } else {
+        let exposed = HeaderValue::from_static("DPoP-Nonce, WWW-Authenticate");
+        headers.insert(header::ACCESS_CONTROL_EXPOSE_HEADERS, exposed);
+    }
+    response
+}
+
 fn answer(status: StatusCode, document: &Value) -> Response<Body> {
-    let mut response = Response::new(Body::from(document.to_string()));
+    text(status, "application/json", document.to_string())
+}
+
+fn text(status: StatusCode, kind: &'static str, body: String) -> Response<Body> {
+    let mut response = Response::new(Body::from(body));
     *response.status_mut() = status;
     let headers = response.headers_mut();
-    headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
+    headers.insert(header::CONTENT_TYPE, HeaderValue::from_static(kind));
     headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
     response
 }

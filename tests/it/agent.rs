@@ -32,8 +32,16 @@ async fn client(host: &Host) -> WorkloadApiClient {
 
 /// Polls until something holds; fails after a time in which it surely should.
 pub async fn wait<F: Future<Output = bool>>(holds: impl Fn() -> F, what: &str) {
+    wait_for(|| async { holds().await.then_some(()) }, what).await;
+}
+
+/// The same for something that comes with a value.
+pub async fn wait_for<T, F: Future<Output = Option<T>>>(look: impl Fn() -> F, what: &str) -> T {
     let began = Instant::now();
-    while !holds().await {
+    loop {
+        if let Some(found) = look().await {
+            return found;
+        }
         assert!(began.elapsed() < Duration::from_secs(20), "{what} did not come");
         tokio::time::sleep(Duration::from_millis(10)).await;
     }

@@ -6,9 +6,6 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use base64::Engine as _;
 use base64::prelude::BASE64_STANDARD;
 use http::Method;
-use josekit::jwk::Jwk;
-use josekit::jws::{ES256, JwsHeader, JwsSigner, RS256};
-use josekit::jwt::{self, JwtPayload};
 use popgate::client::ClientError;
 use popgate::client::enrol::{self, Enrolment, Proof};
 use popgate::client::identity::Identity;
@@ -22,47 +19,11 @@ use serde_json::{Value, json};
 use zeroize::Zeroizing;
 
 use crate::host::Host;
+use crate::issuer::{IssuerKey, issuer};
 use crate::web::{Web, WebCa, pem};
 use crate::world::{Service, popgate, stderr, stdout};
 
 const AUDIENCE: &str = "spiffe://example.org";
-
-/// A key of a token issuer.
-struct IssuerKey {
-    jwk: Jwk,
-    signer: Box<dyn JwsSigner>,
-}
-
-impl IssuerKey {
-    fn rsa(kid: &str) -> Self {
-        let mut jwk = Jwk::generate_rsa_key(2048).expect("makes");
-        jwk.set_key_id(kid);
-        let mut signer = RS256.signer_from_jwk(&jwk).expect("signs");
-        signer.set_key_id(kid);
-        Self { jwk, signer: Box::new(signer) }
-    }
-
-    fn ec(kid: &str) -> Self {
-        let mut jwk = Jwk::generate_ec_key(josekit::jwk::alg::ec::EcCurve::P256).expect("makes");
-        jwk.set_key_id(kid);
-        let signer = ES256.signer_from_jwk(&jwk).expect("signs");
-        Self { jwk, signer: Box::new(signer) }
-    }
-
-    fn token(&self, claims: &Value) -> String {
-        let mut header = JwsHeader::new();
-        header.set_token_type("JWT");
-        header.set_key_id(self.jwk.key_id().expect("named"));
-        let payload = JwtPayload::from_map(claims.as_object().expect("an object").clone()).expect("claims");
-        jwt::encode_with_signer(&payload, &header, &*self.signer).expect("signs")
-    }
-
-    fn set(&self) -> String {
-        let mut public = self.jwk.to_public_key().expect("public");
-        public.set_key_id(self.jwk.key_id().expect("named"));
-        json!({"keys": [public]}).to_string()
-    }
-}
 
 fn now() -> u64 {
     SystemClock.now().unix()
@@ -84,13 +45,6 @@ fn gitlab(issuer: &str) -> Value {
         "iat": now(), "namespace_path": "acme", "project_path": "acme/api", "project_id": "22", "ref": "main", "ref_type": "branch",
         "ref_protected": "true", "pipeline_source": "push", "environment_protected": "false", "user_login": "jane",
     })
-}
-
-async fn issuer(key: &IssuerKey) -> Web {
-    let web = Web::start(&[]).await;
-    let discovery = json!({"issuer": web.url, "jwks_uri": format!("{}/keys", web.url)}).to_string();
-    web.serve(&[("/.well-known/openid-configuration", discovery), ("/keys", key.set())]);
-    web
 }
 
 async fn trusting(web: &Web, name: &str) -> Service {

@@ -282,14 +282,16 @@ async fn sighup_replaces_the_policy_and_a_bad_file_changes_nothing() {
     service.signal(Signal::SIGHUP);
     until("not reloaded").await;
     assert_eq!(solver.get(&url).await.status, 200, "the old policy holds");
-    std::fs::write(&policies, "@id(\"nobody\") forbid (principal, action, resource);").expect("writes");
+    let mint = "@id(\"may-ask\") permit (principal, action == Action::\"token.mint\", resource);";
+    let nobody = "@id(\"nobody\") forbid (principal, action, resource) unless { action == Action::\"token.mint\" };";
+    std::fs::write(&policies, format!("{mint}{nobody}")).expect("writes");
     service.signal(Signal::SIGHUP);
     until(" reloaded ").await;
     let answer = solver.get(&url).await;
     assert_eq!((answer.status, answer.json()["rule"].as_str()), (403, Some("nobody")));
     // A new route's resource is one that tokens can be for, at once.
-    std::fs::write(&policies, "@id(\"later\") permit (principal, action == Action::\"later.get\", resource);")
-        .expect("writes");
+    let later = "@id(\"later\") permit (principal, action == Action::\"later.get\", resource);";
+    std::fs::write(&policies, format!("{mint}{later}")).expect("writes");
     let routes = service.base().join("routes.toml");
     let later = std::fs::read_to_string(&routes).expect("reads").replace("dead", "later");
     std::fs::write(&routes, later.replace("http://127.0.0.1:1\"", &format!("http://{}\"", service.upstream.address)))

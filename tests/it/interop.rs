@@ -10,6 +10,7 @@ use serde_json::{Value, json};
 use spiffe::{JwtSource, WorkloadApiClient, X509Source};
 
 use crate::agent::wait;
+use crate::documented::{self, Page};
 use crate::host::{Host, own_user, register};
 use crate::world::{SOLVER, Service, popgate, provided, stderr};
 
@@ -113,8 +114,6 @@ async fn run(service: &Service, mut command: Command) -> Vec<Row> {
     rows(lines.into_iter())
 }
 
-const MARKS: [&str; 2] = ["<!-- made by tests: begin -->\n", "<!-- made by tests: end -->"];
-
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn w3_unmodified_clients_work_and_the_documented_table_says_what_they_did() {
     let Some(python) = provided("POPGATE_TEST_PYTHON", "clients in Python and Node, and a certificate linter") else {
@@ -137,19 +136,8 @@ async fn w3_unmodified_clients_work_and_the_documented_table_says_what_they_did(
     let failed: Vec<&Row> = table.iter().filter(|r| r[3] != "ok").collect();
     assert!(failed.is_empty(), "{failed:?}");
     assert!(table.len() >= 30, "every script ran to its end: {table:?}");
-    let mut text = String::from("| client | version | call | result |\n|---|---|---|---|\n");
-    for [client, version, call, result] in &table {
-        text += &format!("| {client} | {version} | {call} | {result} |\n");
-    }
-    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/integrations/spiffe.md");
-    let page = std::fs::read_to_string(&path).expect("reads");
-    let (before, rest) = page.split_once(MARKS[0]).expect("the table has its marks");
-    let (there, after) = rest.split_once(MARKS[1]).expect("the table has its marks");
-    if std::env::var("POPGATE_TEST_WRITE_DOCS").is_ok() {
-        std::fs::write(&path, format!("{before}{}{text}{}{after}", MARKS[0], MARKS[1])).expect("writes");
-    } else {
-        assert_eq!(there, text, "run with POPGATE_TEST_WRITE_DOCS=1 to write the table anew");
-    }
+    table.insert(0, row("client", "version", "call", "result"));
+    documented::compare(Page::Spiffe, &table);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

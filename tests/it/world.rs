@@ -173,7 +173,7 @@ fn routes(upstream: &str) -> String {
         format!("[[route.operation]]\nname = \"{name}\"\nmatch = \"{matcher}\"\nobject = \"{object}\"\n")
     };
     let mut text = format!(
-        "[[route]]\nname = \"tot\"\nmatch = {{ path = \"/v1/**\" }}\nresource = \"/v1\"\nmask = \"pii\"\nupstream = {{ url = \"http://{upstream}\", idle_timeout = \"20s\" }}\n"
+        "[[route]]\nname = \"tot\"\nmatch = {{ path = \"/v1/**\" }}\nresource = \"/v1\"\nintrospect = [\"spiffe://example.org/ci/narrow\"]\nmask = \"pii\"\nupstream = {{ url = \"http://{upstream}\", idle_timeout = \"20s\" }}\n"
     );
     text += &operation("tot.run", "POST /v1/runs", "/runs");
     text += &operation("tot.read", "GET /v1/runs/{run}/**", "/runs/{run}");
@@ -199,6 +199,7 @@ fn routes(upstream: &str) -> String {
 }
 
 const POLICIES: &str = r#"
+@id("may-ask") permit (principal, action == Action::"token.mint", resource);
 @id("solvers-may") permit (principal in Group::"solvers", action in [Action::"tot.run", Action::"tot.read", Action::"raw.get", Action::"raw.post", Action::"raw.head", Action::"cert.get", Action::"off.get", Action::"dead.get"], resource);
 @id("prune-approved") @approval("1 of security") permit (principal in Group::"solvers", action == Action::"tot.prune", resource in Route::"tot") when { context.body.if_version >= 1 };
 @id("runs-stay") @fix("ask the run's owner; runs are kept for audit") forbid (principal, action == Action::"tot.delete", resource);
@@ -242,10 +243,10 @@ impl Service {
         let base = dir.path().to_owned();
         let listen: String = ["identity", "token", "gateway", "console", "telemetry"]
             .map(|s| {
-                let keys = match identity.strip_prefix("@gateway") {
-                    Some(keys) if s == "gateway" => keys,
-                    None if s == "identity" => identity,
-                    _ => "",
+                let keys = match identity.strip_prefix(&format!("@{s}")) {
+                    Some(keys) => keys,
+                    None if s == "identity" && !identity.starts_with('@') => identity,
+                    None => "",
                 };
                 format!("[{s}]\nlisten = \"127.0.0.1:0\"\n{keys}")
             })
@@ -355,7 +356,7 @@ impl Service {
 }
 
 /// Who is registered where the tests begin.
-fn registrations() -> Value {
+pub fn registrations() -> Value {
     json!({
         "entry": [
             {"spiffe_id": SOLVER, "owner": BOB, "groups": ["solvers"], "operations": ["tot.*", "raw.*", "cert.*", "off.*", "dead.*"]},

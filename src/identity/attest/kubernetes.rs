@@ -9,11 +9,12 @@ use serde_json::{Value, json};
 use crate::domain::digest::Sha256;
 use crate::domain::refusal::Refusal;
 use crate::domain::selector::Selector;
-use crate::identity::attest::config::KubernetesTrust;
-use crate::identity::attest::tokens::TokenIssuer;
-use crate::identity::attest::{Attested, Attestor, Evidence, may_be_node, refused};
+use crate::identity::attest::{Attested, Attestor, Evidence, distrusted, may_be_node, refused};
 use crate::net::fetch::{FetchError, Fetcher};
 use crate::net::files;
+use crate::protocol::jwt::PLAIN;
+use crate::trust::config::KubernetesTrust;
+use crate::trust::issuer::TokenIssuer;
 
 /// Attests by tokens of one cluster.
 pub struct KubernetesAttestor {
@@ -33,7 +34,7 @@ struct Review {
 impl KubernetesAttestor {
     /// From its configuration.
     pub fn new(trust: &KubernetesTrust, base: &Path) -> Result<Self, FetchError> {
-        let issuer = TokenIssuer::new(&trust.issuer, trust.audience.as_deref(), &trust.keys, base)?;
+        let issuer = TokenIssuer::new(&trust.issuer, &trust.keys, base)?;
         let review = trust.token_review.as_ref().map(|review| {
             let fetcher = Fetcher::web(trust.keys.ca_file.as_ref().map(|f| base.join(f)).as_deref())?;
             Ok(Review { fetcher, url: review.url.clone(), token_file: base.join(&review.token_file) })
@@ -68,9 +69,11 @@ impl Attestor for KubernetesAttestor {
 
     async fn attest(&self, evidence: &Evidence<'_>) -> Result<Option<Attested>, Refusal> {
         let token = evidence.members.get("token").and_then(Value::as_str).unwrap_or_default();
-        let Some(claims) = self.issuer.verify(token, evidence.audience(), evidence.now).await? else { return Ok(None) };
+        let audience = self.audience.as_deref().unwrap_or(evidence.audience());
+        let claims = self.issuer.verify(token, &[audience], &PLAIN, evidence.now).await.map_err(distrusted)?;
+        let Some(claims) = claims else { return Ok(None) };
         if let Some(review) = &self.review {
-            self.review(review, token, self.audience.as_deref().unwrap_or(evidence.audience())).await?;
+            self.review(review, token, audience).await?;
         }
         let about =
             claims.get("kubernetes.io").ok_or_else(|| refused("it is no projected token: kubernetes.io is missing"))?;

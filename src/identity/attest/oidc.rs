@@ -8,10 +8,11 @@ use serde_json::{Map, Value};
 use crate::domain::digest::Sha256;
 use crate::domain::refusal::Refusal;
 use crate::domain::selector::Selector;
-use crate::identity::attest::config::OidcTrust;
-use crate::identity::attest::tokens::TokenIssuer;
-use crate::identity::attest::{Attested, Attestor, Evidence, may_be_node, refused};
+use crate::identity::attest::{Attested, Attestor, Evidence, distrusted, may_be_node, refused};
 use crate::net::fetch::FetchError;
+use crate::protocol::jwt::PLAIN;
+use crate::trust::config::OidcTrust;
+use crate::trust::issuer::TokenIssuer;
 
 /// What GitHub and GitLab sign about a job and a policy may want to hold.
 const CLAIMS: [&str; 24] = [
@@ -44,6 +45,7 @@ const CLAIMS: [&str; 24] = [
 /// Attests by tokens of one issuer.
 pub struct OidcAttestor {
     name: String,
+    audience: Option<String>,
     claims: Vec<String>,
     nodes: Vec<String>,
     issuer: TokenIssuer,
@@ -54,8 +56,9 @@ impl OidcAttestor {
     pub fn new(trust: &OidcTrust, base: &Path) -> Result<Self, FetchError> {
         let usual = || CLAIMS.map(Into::into).to_vec();
         let claims = if trust.claims.is_empty() { usual() } else { trust.claims.clone() };
-        let issuer = TokenIssuer::new(&trust.issuer, trust.audience.as_deref(), &trust.keys, base)?;
-        Ok(Self { name: trust.name.clone(), claims, nodes: trust.nodes.clone(), issuer })
+        let issuer = TokenIssuer::new(&trust.issuer, &trust.keys, base)?;
+        let (name, audience, nodes) = (trust.name.clone(), trust.audience.clone(), trust.nodes.clone());
+        Ok(Self { name, audience, claims, nodes, issuer })
     }
 }
 
@@ -67,7 +70,9 @@ impl Attestor for OidcAttestor {
 
     async fn attest(&self, evidence: &Evidence<'_>) -> Result<Option<Attested>, Refusal> {
         let token = evidence.members.get("token").and_then(Value::as_str).unwrap_or_default();
-        let Some(claims) = self.issuer.verify(token, evidence.audience(), evidence.now).await? else { return Ok(None) };
+        let audience = self.audience.as_deref().unwrap_or(evidence.audience());
+        let claims = self.issuer.verify(token, &[audience], &PLAIN, evidence.now).await.map_err(distrusted)?;
+        let Some(claims) = claims else { return Ok(None) };
         let subject = claims.get("sub").and_then(Value::as_str).ok_or_else(|| refused("sub is missing"))?;
         let selectors = self.claims.iter().filter_map(|claim| selector(&self.name, claim, &claims)).collect();
         Ok(Some(Attested {

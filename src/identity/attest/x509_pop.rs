@@ -12,11 +12,11 @@ use crate::domain::digest::Sha256;
 use crate::domain::refusal::Refusal;
 use crate::domain::selector::Selector;
 use crate::domain::spiffe_id::TrustDomain;
-use crate::identity::attest::config::X509Trust;
 use crate::identity::attest::{Attested, Attestor, Evidence, refused};
 use crate::net::fetch::{FetchError, certificates};
 use crate::net::tls;
 use crate::protocol::{csr, svid};
+use crate::trust::config::X509Trust;
 
 /// Most certificates of a chain that are looked at.
 const MAX_CHAIN: usize = 8;

@@ -26,6 +26,8 @@ fn intent(operation: &str, groups: &[&str], n: i64) -> Intent {
         ("time".to_owned(), json!(1)),
         ("scope".to_owned(), json!(["a.run"])),
         ("client_certificate".to_owned(), json!(false)),
+        ("subject".to_owned(), json!("spiffe://example.org/a")),
+        ("actors".to_owned(), json!([])),
         ("params".to_owned(), json!({"run": "r1"})),
     ]
     .into_iter()

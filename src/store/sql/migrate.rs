@@ -6,7 +6,7 @@ use crate::store::Unavailable;
 use crate::store::sql::away;
 
 /// Steps in order; a released one never changes.
-const STEPS: [&str; 2] = [include_str!("schema.sql"), include_str!("schema2.sql")];
+const STEPS: [&str; 3] = [include_str!("schema.sql"), include_str!("schema2.sql"), include_str!("schema3.sql")];
 
 /// Brings a ledger to this version; one of a newer version is refused.
 pub(super) async fn migrate(pool: &SqlitePool) -> Result<(), Unavailable> {

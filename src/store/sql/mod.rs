@@ -3,6 +3,7 @@
 mod approvals;
 mod bundles;
 mod enrolment;
+mod grants;
 mod migrate;
 mod nodes;
 mod recorder;

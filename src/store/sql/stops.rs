@@ -1,6 +1,7 @@
 //! Revocations.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use async_trait::async_trait;
 use sqlx::Row as _;
@@ -13,13 +14,18 @@ use crate::store::Unavailable;
 use crate::store::revocations::{NewRevocation, Revocations};
 use crate::store::sql::{SqliteLedger, away, corrupt, from_sql, returned, to_sql};
 
+/// How long a stop that has ended is kept: clocks step back.
+const ENDED: Duration = Duration::from_hours(1);
+
 impl SqliteLedger {
     pub(super) async fn read_revocations(&self) -> Result<(), Unavailable> {
         let rows = Revocations::list(self).await?;
-        let head: i64 = sqlx::query_scalar("SELECT COALESCE(MAX(id), 0) FROM revocation")
-            .fetch_one(&self.pool)
-            .await
-            .map_err(away)?;
+        // Not the highest row: those that ended are forgotten.
+        let head: i64 =
+            sqlx::query_scalar("SELECT COALESCE(MAX(seq), 0) FROM sqlite_sequence WHERE name = 'revocation'")
+                .fetch_one(&self.pool)
+                .await
+                .map_err(away)?;
         self.revoked.send_replace(Arc::new(RevocationSet::new(head, &rows)));
         Ok(())
     }
@@ -29,6 +35,8 @@ impl SqliteLedger {
 impl Revocations for SqliteLedger {
     async fn add(&self, new: &NewRevocation, now: Timestamp) -> Result<Revocation, Unavailable> {
         let _changing = self.changing.lock().await;
+        let ended = sqlx::query("DELETE FROM revocation WHERE until < ?").bind(to_sql(now.minus(ENDED)));
+        ended.execute(&self.pool).await.map_err(away)?;
         let row = sqlx::query(
             "INSERT INTO revocation (kind, value, reason, by, at, until) VALUES (?, ?, ?, ?, ?, ?) RETURNING id, kind, value, reason, by, at, until",
         )

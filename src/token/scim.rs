@@ -1,0 +1,378 @@
+//! SCIM 2.0 (RFC 7643, RFC 7644), as far as deprovisioning needs it: users, and what stops when one is no longer active.
+
+use serde_json::{Map, Value, json};
+
+use crate::domain::digest::Sha256;
+use crate::domain::people::is_person_id;
+use crate::domain::refusal::Refusal;
+use crate::domain::revocation::RevocationKind;
+use crate::store::entropy;
+use crate::store::revocations::NewRevocation;
+use crate::store::scim_users::ScimUser;
+use crate::token::endpoint::TokenPlane;
+use crate::trust::config::ScimTrust;
+
+/// `urn:ietf:params:scim:schemas:core:2.0:User`
+const USER: &str = "urn:ietf:params:scim:schemas:core:2.0:User";
+const ERROR: &str = "urn:ietf:params:scim:api:messages:2.0:Error";
+const LIST: &str = "urn:ietf:params:scim:api:messages:2.0:ListResponse";
+/// Most users of one answer.
+const PAGE: usize = 200;
+
+/// A refusal of RFC 7644 section 3.12.
+#[derive(Clone, Debug)]
+pub struct ScimError {
+    /// HTTP status.
+    pub status: u16,
+    kind: Option<&'static str>,
+    detail: String,
+}
+
+impl ScimError {
+    /// The document.
+    pub fn document(&self) -> Value {
+        let mut document = json!({"schemas": [ERROR], "status": self.status.to_string(), "detail": self.detail});
+        if let Some(kind) = self.kind {
+            document["scimType"] = kind.into();
+        }
+        document
+    }
+}
+
+fn bad(kind: &'static str, detail: impl Into<String>) -> ScimError {
+    ScimError { status: 400, kind: Some(kind), detail: detail.into() }
+}
+
+fn not_found() -> ScimError {
+    ScimError { status: 404, kind: None, detail: "no such user".into() }
+}
+
+impl From<Refusal> for ScimError {
+    fn from(refusal: Refusal) -> Self {
+        Self { status: refusal.status, kind: None, detail: refusal.detail }
+    }
+}
+
+impl From<crate::store::Unavailable> for ScimError {
+    fn from(error: crate::store::Unavailable) -> Self {
+        Refusal::from(error).into()
+    }
+}
+
+type Answer = Result<(u16, Value), ScimError>;
+
+impl TokenPlane {
+    /// The SCIM client of a bearer token.
+    pub fn scim_client(&self, bearer: Option<&str>) -> Result<&ScimTrust, ScimError> {
+        let digest = bearer.map(|b| Sha256::of(b.as_bytes()).to_string());
+        let client = self.scim.iter().find(|s| Some(&s.token_sha256) == digest.as_ref());
+        client.ok_or(ScimError { status: 401, kind: None, detail: "the bearer token is no SCIM client's".into() })
+    }
+
+    /// `GET /Users`, by the filters that provisioning asks for.
+    pub async fn scim_list(&self, client: &ScimTrust, query: &Map<String, Value>) -> Answer {
+        let text = |name: &str| query.get(name).and_then(Value::as_str);
+        let wanted = text("filter").map(filter).transpose()?;
+        let mut users = self.stores.scim_users.list(&client.name).await?;
+        if let Some((attribute, value)) = wanted {
+            users.retain(|u| match attribute {
+                "username" => u.user_name.eq_ignore_ascii_case(&value),
+                "externalid" => u.external_id.as_deref() == Some(&value),
+                _ => u.id == value,
+            });
+        }
+        let number = |name: &str, default: usize| text(name).and_then(|n| n.parse().ok()).unwrap_or(default);
+        let start = number("startIndex", 1).max(1);
+        let page: Vec<Value> =
+            users.iter().skip(start - 1).take(number("count", PAGE).min(PAGE)).map(|u| u.body.clone()).collect();
+        Ok((
+            200,
+            json!({"schemas": [LIST], "totalResults": users.len(), "startIndex": start, "itemsPerPage": page.len(), "Resources": page}),
+        ))
+    }
+
+    /// `GET /Users/{id}`.
+    pub async fn scim_get(&self, client: &ScimTrust, id: &str) -> Answer {
+        let user = self.stores.scim_users.get(&client.name, id).await?.ok_or_else(not_found)?;
+        Ok((200, user.body))
+    }
+
+    /// `POST /Users`.
+    pub async fn scim_create(&self, client: &ScimTrust, resource: Value) -> Answer {
+        let user = user(client, entropy::random_id(), folded(resource)?)?;
+        let person = person(client, &user)?;
+        // Whether or not such a user is known already, the person is gone.
+        if !is_active(&user.body) {
+            self.scim_tell(client, &person, false).await?;
+        }
+        if !self.stores.scim_users.create(&user).await? {
+            let detail = "another user has this userName".into();
+            return Err(ScimError { status: 409, kind: Some("uniqueness"), detail });
+        }
+        self.scim_tell(client, &person, is_active(&user.body)).await?;
+        Ok((201, user.body))
+    }
+
+    /// `PUT /Users/{id}`.
+    pub async fn scim_replace(&self, client: &ScimTrust, id: &str, resource: Value) -> Answer {
+        let before = self.stores.scim_users.get(&client.name, id).await?.ok_or_else(not_found)?;
+        let person = person(client, &before)?;
+        let resource = folded(resource)?;
+        // The stop comes first: whatever else is wrong with the request, the person is gone.
+        if !is_active(&resource) {
+            self.scim_tell(client, &person, false).await?;
+        }
+        self.scim_keep(client, &person, user(client, id.to_owned(), resource)?).await
+    }
+
+    /// `PATCH /Users/{id}` (RFC 7644 section 3.5.2).
+    pub async fn scim_patch(&self, client: &ScimTrust, id: &str, patch: &Value) -> Answer {
+        let before = self.stores.scim_users.get(&client.name, id).await?.ok_or_else(not_found)?;
+        let person = person(client, &before)?;
+        let operations = patch.get("Operations").and_then(Value::as_array);
+        let operations = operations.ok_or_else(|| bad("invalidSyntax", "Operations is missing"))?;
+        if operations.iter().any(deactivates) {
+            self.scim_tell(client, &person, false).await?;
+        }
+        let mut resource = before.body;
+        for operation in operations {
+            patched(&mut resource, operation)?;
+        }
+        self.scim_keep(client, &person, user(client, id.to_owned(), resource)?).await
+    }
+
+    /// `DELETE /Users/{id}`.
+    pub async fn scim_delete(&self, client: &ScimTrust, id: &str) -> Answer {
+        let user = self.stores.scim_users.get(&client.name, id).await?.ok_or_else(not_found)?;
+        self.scim_tell(client, &person(client, &user)?, false).await?;
+        self.stores.scim_users.delete(&client.name, id).await?;
+        Ok((204, Value::Null))
+    }
+
+    async fn scim_keep(&self, client: &ScimTrust, before: &str, user: ScimUser) -> Answer {
+        if person(client, &user)? != before {
+            let detail = format!("{} names the person, and does not change", client.person_attribute);
+            return Err(bad("mutability", detail));
+        }
+        if !self.stores.scim_users.replace(&user).await? {
+            let detail = "another user has this userName".into();
+            return Err(ScimError { status: 409, kind: Some("uniqueness"), detail });
+        }
+        self.scim_tell(client, before, is_active(&user.body)).await?;
+        Ok((200, user.body))
+    }
+
+    /// A person who is active was spoken of; one who is not is stopped, and stays so: lifting is a person's act.
+    async fn scim_tell(&self, client: &ScimTrust, person: &str, active: bool) -> Result<(), ScimError> {
+        if active {
+            return Ok(self.stores.statements.confirm(person, self.stores.clock.now()).await?);
+        }
+        let (reason, by) = ("deprovisioned by SCIM".to_owned(), format!("scim:{}", client.name));
+        let (kind, value) = (RevocationKind::Person, person.to_owned());
+        Ok(self.stop_once(NewRevocation { kind, value, reason, by, until: None }).await?)
+    }
+}
+
+/// A resource with its attributes' names as they are usually written (RFC 7643 section 2.1: names have no case; RFC 7644
+/// section 3.10: they may begin with the schema's URN).
+fn folded(resource: Value) -> Result<Value, ScimError> {
+    let Value::Object(members) = resource else { return Err(bad("invalidSyntax", "a user is a JSON object")) };
+    let mut all = Map::new();
+    for (name, value) in members {
+        let name = known(&name);
+        if all.insert(name.clone(), value).is_some() {
+            return Err(bad("invalidSyntax", format!("{name} occurs twice")));
+        }
+    }
+    Ok(Value::Object(all))
+}
+
+/// Checks a resource and gives it its identifier; what is a credential is not kept.
+fn user(client: &ScimTrust, id: String, resource: Value) -> Result<ScimUser, ScimError> {
+    let Value::Object(mut members) = resource else { return Err(bad("invalidSyntax", "a user is a JSON object")) };
+    members.remove("password");
+    let text = |name: &str| members.get(name).and_then(Value::as_str).filter(|t| !t.is_empty()).map(ToOwned::to_owned);
+    let user_name = text("userName").ok_or_else(|| bad("invalidValue", "userName is missing"))?;
+    let external_id = text("externalId");
+    if members.get("active").is_some_and(|a| truth(a).is_none()) {
+        return Err(bad("invalidValue", "active is true or false"));
+    }
+    let active = is_active(&Value::Object(members.clone()));
+    members.insert("active".into(), active.into());
+    members.insert("id".into(), id.clone().into());
+    members.insert("schemas".into(), json!([USER]));
+    members.insert("meta".into(), json!({"resourceType": "User"}));
+    let user = ScimUser { provider: client.name.clone(), id, user_name, external_id, body: Value::Object(members) };
+    person(client, &user)?;
+    Ok(user)
+}
+
+fn person(client: &ScimTrust, user: &ScimUser) -> Result<String, ScimError> {
+    let named = if client.person_attribute == "userName" {
+        user.body["userName"].as_str().map(ToOwned::to_owned)
+    } else {
+        user.external_id.clone()
+    };
+    let person = format!("{}#{}", client.issuer, named.unwrap_or_default());
+    if is_person_id(&person) {
+        return Ok(person);
+    }
+    Err(bad("invalidValue", format!("{} is missing, or no person's name", client.person_attribute)))
+}
+
+/// Some clients write truth values as texts.
+fn truth(value: &Value) -> Option<bool> {
+    match value {
+        Value::Bool(b) => Some(*b),
+        Value::String(text) if text.eq_ignore_ascii_case("true") => Some(true),
+        Value::String(text) if text.eq_ignore_ascii_case("false") => Some(false),
+        _ => None,
+    }
+}
+
+fn is_active(resource: &Value) -> bool {
+    resource.get("active").is_none_or(|a| truth(a) != Some(false))
+}
+
+/// Whether an operation says that the user is no longer active, in any of the ways that clients write it.
+fn deactivates(operation: &Value) -> bool {
+    let value = operation.get("value").unwrap_or(&Value::Null);
+    let removes = operation.get("op").and_then(Value::as_str).is_some_and(|op| op.eq_ignore_ascii_case("remove"));
+    match operation.get("path").and_then(Value::as_str) {
+        Some(path) => known(path) == "active" && (removes || truth(value) == Some(false)),
+        None => value
+            .as_object()
+            .is_some_and(|members| members.iter().any(|(name, v)| known(name) == "active" && truth(v) == Some(false))),
+    }
+}
+
+fn patched(resource: &mut Value, operation: &Value) -> Result<(), ScimError> {
+    let op = operation.get("op").and_then(Value::as_str).unwrap_or_default().to_ascii_lowercase();
+    let value = operation.get("value").cloned();
+    let Some(members) = resource.as_object_mut() else { return Err(bad("invalidSyntax", "a user is a JSON object")) };
+    let path = operation.get("path").and_then(Value::as_str).map(unprefixed);
+    match (op.as_str(), path, value) {
+        ("add" | "replace", None, Some(Value::Object(more))) => {
+            for (name, value) in more {
+                members.insert(known(&name), value);
+            }
+            Ok(())
+        }
+        ("add" | "replace", Some(path), Some(value)) => {
+            match path.split('.').collect::<Vec<_>>().as_slice() {
+                [one] if plain(one) => {
+                    members.insert(known(one), value);
+                }
+                [one, two] if plain(one) && plain(two) => {
+                    let inner = members.entry(known(one)).or_insert_with(|| json!({}));
+                    let inner = inner.as_object_mut().ok_or_else(|| bad("noTarget", format!("{one} has no {two}")))?;
+                    inner.insert((*two).to_owned(), value);
+                }
+                _ => return Err(bad("invalidPath", "paths are ATTRIBUTE or ATTRIBUTE.PART here")),
+            }
+            Ok(())
+        }
+        ("remove", Some(path), _) if plain(path) => {
+            members.remove(&known(path));
+            if known(path) == "active" {
+                members.insert("active".into(), false.into());
+            }
+            Ok(())
+        }
+        _ => Err(bad("invalidSyntax", "an operation is add, replace or remove, with a path or an object")),
+    }
+}
+
+fn plain(name: &str) -> bool {
+    !name.is_empty() && name.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'_' || b == b'$')
+}
+
+/// A name without the schema's URN.
+fn unprefixed(name: &str) -> &str {
+    match name.split_at_checked(USER.len()) {
+        Some((urn, rest)) if urn.eq_ignore_ascii_case(USER) => rest.strip_prefix(':').unwrap_or(name),
+        _ => name,
+    }
+}
+
+/// An attribute's name as it is usually written.
+fn known(name: &str) -> String {
+    let name = unprefixed(name);
+    let usual = ["active", "userName", "externalId", "displayName", "name", "emails", "id"];
+    usual.iter().find(|u| u.eq_ignore_ascii_case(name)).map_or_else(|| name.to_owned(), |u| (*u).to_owned())
+}
+
+/// `userName eq "x"` and the like (RFC 7644 section 3.4.2.2).
+fn filter(text: &str) -> Result<(&'static str, String), ScimError> {
+    let refuse = || bad("invalidFilter", "filters are: userName, externalId or id, eq, and a text in quotes");
+    let (attribute, rest) = text.trim().split_once(' ').ok_or_else(refuse)?;
+    let (operator, value) = rest.trim_start().split_once(' ').ok_or_else(refuse)?;
+    let value: String = serde_json::from_str(value.trim()).map_err(|_| refuse())?;
+    let known = ["username", "externalid", "id"].into_iter().find(|a| attribute.eq_ignore_ascii_case(a));
+    match known {
+        Some(attribute) if operator.eq_ignore_ascii_case("eq") => Ok((attribute, value)),
+        _ => Err(refuse()),
+    }
+}
+
+/// `GET /ServiceProviderConfig` (RFC 7643 section 5).
+pub fn service_provider_config() -> Value {
+    let no = json!({"supported": false});
+    json!({
+        "schemas": ["urn:ietf:params:scim:schemas:core:2.0:ServiceProviderConfig"],
+        "patch": {"supported": true},
+        "bulk": {"supported": false, "maxOperations": 0, "maxPayloadSize": 0},
+        "filter": {"supported": true, "maxResults": PAGE},
+        "changePassword": no, "sort": no, "etag": no,
+        "authenticationSchemes": [{"type": "oauthbearertoken", "name": "Bearer token", "description": "a token whose SHA-256 is in the configuration"}],
+    })
+}
+
+/// `GET /ResourceTypes` (RFC 7643 section 6).
+pub fn resource_types() -> Value {
+    let user = json!({
+        "schemas": ["urn:ietf:params:scim:schemas:core:2.0:ResourceType"],
+        "id": "User", "name": "User", "endpoint": "/Users", "schema": USER,
+    });
+    json!({"schemas": [LIST], "totalResults": 1, "startIndex": 1, "itemsPerPage": 1, "Resources": [user]})
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_way_of_saying_that_a_user_is_gone_is_heard() {
+        let says = |operation: Value| deactivates(&operation);
+        assert!(says(json!({"op": "replace", "path": "active", "value": false})));
+        assert!(says(json!({"op": "Replace", "path": "active", "value": "False"})));
+        assert!(says(json!({"op": "replace", "value": {"active": false}})));
+        assert!(says(json!({"op": "add", "value": {"Active": "false", "x": 1}})));
+        assert!(says(json!({"op": "remove", "path": "active"})));
+        assert!(says(json!({"op": "replace", "path": format!("{USER}:active"), "value": false})));
+        assert!(says(json!({"op": "replace", "value": {format!("{}:ACTIVE", USER.to_uppercase()): false}})));
+        assert!(!says(json!({"op": "replace", "path": "active", "value": true})));
+        assert!(!says(json!({"op": "replace", "path": "displayName", "value": "false"})));
+        assert!(!says(json!({"op": "replace", "value": {"active": true}})));
+    }
+
+    #[test]
+    fn a_patch_changes_what_it_names_and_a_filter_asks_for_equality() {
+        let mut user = json!({"userName": "bob", "name": {"familyName": "B"}});
+        patched(&mut user, &json!({"op": "replace", "path": "name.familyName", "value": "C"})).expect("patches");
+        patched(&mut user, &json!({"op": "add", "path": "displayname", "value": "Bob"})).expect("patches");
+        patched(&mut user, &json!({"op": "remove", "path": "displayName"})).expect("patches");
+        assert_eq!(user, json!({"userName": "bob", "name": {"familyName": "C"}}));
+        for odd in [
+            json!({"op": "move"}),
+            json!({"op": "replace", "path": "emails[type eq \"work\"].value", "value": "x"}),
+            json!({"op": "add", "value": 7}),
+        ] {
+            assert!(patched(&mut user, &odd).is_err(), "{odd}");
+        }
+        assert_eq!(filter("userName Eq \"bob\"").expect("reads"), ("username", "bob".to_owned()));
+        for odd in ["userName sw \"b\"", "name eq \"b\"", "userName eq bob", "", "userName eq \"a\" or id eq \"b\""] {
+            assert!(filter(odd).is_err(), "{odd}");
+        }
+    }
+}
