@@ -8,6 +8,7 @@ const MARKS: [&str; 2] = ["<!-- made by tests: begin -->\n", "<!-- made by tests
 #[derive(Clone, Copy)]
 pub enum Page {
     Spiffe,
+    Oauth,
     Refusals,
 }
 
@@ -15,6 +16,7 @@ pub enum Page {
 pub fn compare(page: Page, table: &[[String; 4]]) {
     let file = match page {
         Page::Spiffe => "docs/integrations/spiffe.md",
+        Page::Oauth => "docs/integrations/oauth.md",
         Page::Refusals => "docs/refusals.md",
     };
     let mut text = String::new();

@@ -18,13 +18,13 @@ const WEB: &str = "spiffe://example.org/web";
 const PARTNER: &str = "partner.example";
 
 /// One row of the table: client, version, call, result.
-type Row = [String; 4];
+pub type Row = [String; 4];
 
-fn row(client: &str, version: &str, call: &str, result: &str) -> Row {
+pub fn row(client: &str, version: &str, call: &str, result: &str) -> Row {
     [client, version, call, result].map(ToOwned::to_owned)
 }
 
-fn rows(lines: impl Iterator<Item = String>) -> Vec<Row> {
+pub fn rows(lines: impl Iterator<Item = String>) -> Vec<Row> {
     let read = |line: String| {
         let value: Value = serde_json::from_str(&line).ok()?;
         let text = |name: &str| value[name].as_str().map(ToOwned::to_owned);
@@ -33,7 +33,7 @@ fn rows(lines: impl Iterator<Item = String>) -> Vec<Row> {
     lines.filter_map(read).collect()
 }
 
-fn script(name: &str) -> PathBuf {
+pub fn script(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/interop").join(name)
 }
 

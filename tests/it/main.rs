@@ -18,6 +18,7 @@ mod grants;
 mod host;
 mod interop;
 mod issuer;
+mod oauth_interop;
 mod operator;
 mod proofs;
 mod refusals;
