@@ -21,7 +21,7 @@ fn proofs(c: &mut Criterion) {
     let key = SigningKey::new(public.clone(), move |m| private.sign(m));
     let request = dpop::Request { method: "POST", url: URL, token: None, nonce: None, jti: "jti-1", now: NOW };
     let proof = dpop::prove(&request, &key);
-    let (nonces, uri) = (NonceKey::new(&[7; 32]), Htu::parse(URL).expect("a URL"));
+    let (nonces, uri) = (NonceKey::new(&[7; 32], false), Htu::parse(URL).expect("a URL"));
     let want = Expected {
         role: Role::Token,
         method: "POST",

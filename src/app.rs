@@ -3,6 +3,7 @@
 pub mod agent;
 mod bundle_endpoint;
 mod desk;
+mod nonces;
 mod rotation;
 mod wiring;
 

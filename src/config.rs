@@ -112,7 +112,7 @@ impl Default for Config {
 }
 
 /// `[replay]`.
-#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct ReplayConfig {
     /// Where spent proofs are remembered.
@@ -120,6 +120,42 @@ pub struct ReplayConfig {
     /// A file with the Redis URL.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub redis_url_file: Option<PathBuf>,
+    /// How many processes share the store; more than one needs Redis and a nonce key of their own.
+    pub replicas: u32,
+    /// A file with 32 bytes in hex that makes and checks nonces on every replica; none: one of this data directory's own.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub nonce_key_file: Option<PathBuf>,
+}
+
+impl Default for ReplayConfig {
+    fn default() -> Self {
+        Self { store: ReplayStore::Memory, redis_url_file: None, replicas: 1, nonce_key_file: None }
+    }
+}
+
+impl ReplayConfig {
+    /// Refuses what would let one proof pass on two replicas, or send clients in circles between them.
+    fn check(&self) -> Result<(), String> {
+        if self.store == ReplayStore::Redis && self.redis_url_file.is_none() {
+            return Err("replay.store is redis, so replay.redis_url_file must name a file with its URL".into());
+        }
+        if self.replicas == 0 {
+            return Err("replay.replicas is how many processes there are, this one included: 1 or more".into());
+        }
+        if self.replicas > 1 && self.store == ReplayStore::Memory {
+            return Err(format!(
+                "replay.replicas is {}, and replay.store is memory: each would let the same proof pass once; use redis",
+                self.replicas
+            ));
+        }
+        if self.replicas > 1 && self.nonce_key_file.is_none() {
+            return Err(
+                "replay.replicas is more than 1, so replay.nonce_key_file must name the key that all of them share: openssl rand -hex 32"
+                    .into(),
+            );
+        }
+        Ok(())
+    }
 }
 
 /// See [`ReplayConfig::store`].
@@ -208,12 +244,7 @@ impl Config {
                 LOG_LEVELS.join(", ")
             )));
         }
-        if self.replay.store == ReplayStore::Redis && self.replay.redis_url_file.is_none() {
-            return Err(ConfigError::Value(
-                "replay.store is redis, so replay.redis_url_file must name a file with its URL".into(),
-            ));
-        }
-        Ok(())
+        self.replay.check().map_err(ConfigError::Value)
     }
 
     /// The trust domain, checked.
@@ -449,6 +480,9 @@ mod tests {
             "[token]\nproof_past = \"1h\"",
             "trust_domain = \"Ex ample\"",
             "[replay]\nstore = \"redis\"",
+            "[replay]\nreplicas = 0",
+            "[replay]\nreplicas = 2",
+            "[replay]\nreplicas = 2\nstore = \"redis\"\nredis_url_file = \"u\"",
             "[policy]\nmode = \"shadow\"",
             "[identity]\nissuing_life = \"30m\"",
             "[identity]\njwt_key_life = \"2h\"",

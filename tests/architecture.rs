@@ -142,7 +142,9 @@ fn domain_and_protocol_are_pure() {
     for path in sources(Path::new("src")).into_iter().filter(|p| ["domain", "protocol"].contains(&room(p).as_str())) {
         let code = code(&path);
         for word in IMPURE {
-            assert!(!code.contains(word), "{} has `{word}`", path.display());
+            // As a word of its own: SAML has an `IssueInstant`.
+            let whole = |(at, _): (usize, &str)| !code[..at].ends_with(char::is_alphanumeric);
+            assert!(!code.match_indices(word).any(whole), "{} has `{word}`", path.display());
         }
     }
 }

@@ -41,7 +41,7 @@ fn proof(data: &[u8]) -> Option<String> {
 }
 
 fn check(proof: &str) -> Result<Unspent, ProofError> {
-    let (nonces, uri) = (NonceKey::new(&[7; 32]), Htu::parse("https://gw.example/v1/runs").expect("a URL"));
+    let (nonces, uri) = (NonceKey::new(&[7; 32], false), Htu::parse("https://gw.example/v1/runs").expect("a URL"));
     let want = Expected {
         role: Role::Gateway,
         method: "POST",

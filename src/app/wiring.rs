@@ -13,9 +13,10 @@ use tokio_util::task::TaskTracker;
 
 use crate::app::bundle_endpoint::Endpoint;
 use crate::app::desk::{self, Desk};
+use crate::app::nonces;
 use crate::app::rotation::ServerCertificate;
 use crate::app::{Addresses, Listeners, StartError, load_rules};
-use crate::config::{Config, ConfigError};
+use crate::config::Config;
 use crate::console::server::{self as console_server, Console};
 use crate::domain::spiffe_id::TrustDomain;
 use crate::gateway::config::{Access, ClientCertificate};
@@ -28,7 +29,6 @@ use crate::identity::enrol::Enrolment;
 use crate::identity::federation;
 use crate::identity::revocation_lists::RevocationLists;
 use crate::identity::server::{self as identity_server, IdentityPlane, Servers};
-use crate::net::files;
 use crate::net::keys::P256Key;
 use crate::net::listener::{self, Drain};
 use crate::net::router::Routed;
@@ -38,11 +38,10 @@ use crate::protocol::dpop::Window;
 use crate::protocol::htu::{Htu, Origin};
 use crate::protocol::jwk::PublicKey;
 use crate::protocol::jws::SigningKey;
-use crate::protocol::nonce::NonceKey;
 use crate::protocol::svid::X509Svid;
+use crate::store::Stores;
 use crate::store::bundles::ForeignBundle;
 use crate::store::keys::{KeyUse, PublishedKey};
-use crate::store::{Stores, entropy};
 use crate::telemetry::{self, Health};
 use crate::token::endpoint::{Bundles, Offer, TokenPlane};
 use crate::token::keys::TokenKeys;
@@ -67,22 +66,6 @@ impl Wiring<'_> {
 
     fn window(&self) -> Window {
         Window { past: self.config.token.proof_past.0, future: self.config.token.proof_future.0 }
-    }
-
-    fn nonces(&self) -> Result<Arc<NonceKey>, StartError> {
-        let file = self.config.data_dir.join("keys/nonce.key");
-        if !file.exists() {
-            files::write_private(&file, hex::encode(entropy::random::<32>()).as_bytes())?;
-        }
-        let text = files::read_secret(&file)?;
-        let mut bytes = zeroize::Zeroizing::new([0; 32]);
-        hex::decode_to_slice(text.as_str(), bytes.as_mut_slice()).map_err(|_| {
-            ConfigError::Value(format!(
-                "{} does not hold 32 bytes in hex; remove it and a new one is made",
-                file.display()
-            ))
-        })?;
-        Ok(Arc::new(NonceKey::new(&bytes)))
     }
 
     pub(super) async fn gateway(&self) -> Result<Arc<Gateway>, StartError> {
@@ -110,7 +93,7 @@ impl Wiring<'_> {
             origins,
             rules: ArcSwap::from_pointee(rules),
             revoked: self.stores.revocations.watch(),
-            nonces: self.nonces()?,
+            nonces: nonces::key(self.config, &self.issuer())?,
             window: self.window(),
             caches: Caches::new(usize::try_from(self.config.limits.token_cache).unwrap_or(usize::MAX)),
             txn_key: SigningKey::new(public, move |message| private.sign(message)),

@@ -53,8 +53,9 @@ pub enum EntryCommand {
     /// What an import would change; exit code 1 if it would change anything
     #[command(after_help = "Example: popgate entry diff entries.toml")]
     Diff { file: PathBuf },
-    /// Which selectors a process of this host has, or which processes some selectors match
-    #[command(after_help = "Example: popgate entry suggest --pid 4711")]
+    /// Which selectors a process of this host has, which processes some selectors match, or which operations a workload needs
+    #[command(after_help = "Examples: popgate entry suggest --pid 4711
+          popgate entry suggest --recorded spiffe://example.org/ci/solver")]
     Suggest(SuggestArgs),
 }
 
@@ -86,6 +87,9 @@ pub struct EntryArgs {
     /// An operation that tokens may be scoped to; `*` at the end only
     #[arg(long = "operation")]
     operations: Vec<String>,
+    /// A workload that may exchange its tokens and act for it
+    #[arg(long, value_name = "ID")]
+    may_act: Option<String>,
     /// Life of its certificates
     #[arg(long)]
     svid_ttl: Option<String>,
@@ -253,8 +257,13 @@ async fn create(global: &Global, args: EntryArgs) -> Result<(), Failure> {
         "spiffe_id": args.spiffe_id, "owner": args.owner, "groups": args.groups, "operations": args.operations,
         "dns_names": args.dns_names, "selectors": args.selectors,
     });
-    let optional =
-        [("sponsor", args.sponsor), ("svid_ttl", args.svid_ttl), ("parent", args.parent.clone()), ("hint", args.hint)];
+    let optional = [
+        ("sponsor", args.sponsor),
+        ("svid_ttl", args.svid_ttl),
+        ("parent", args.parent.clone()),
+        ("hint", args.hint),
+        ("may_act", args.may_act),
+    ];
     for (name, value) in optional {
         if let Some(value) = value {
             body[name] = value.into();

@@ -10,8 +10,10 @@ mod configure;
 mod context;
 mod demo;
 mod enrol;
+mod least;
 mod serve;
 mod suggest;
+mod token;
 mod tot;
 mod trust;
 mod watch;
@@ -130,6 +132,16 @@ enum Command {
         after_help = "Example: popgate call --identity solver -X POST -d '{\"task\":\"game_of_24\",\"input\":[4,4,10,1]}' https://127.0.0.1:8443/v1/runs"
     )]
     Call(call::CallArgs),
+    /// An access token, for scripts that make their requests themselves
+    #[command(
+        after_help = "Example: popgate token --identity solver --resource https://127.0.0.1:8443/v1 --scope tot.read > token"
+    )]
+    Token(token::TokenArgs),
+    /// The DPoP header of one request
+    #[command(
+        after_help = "Example: popgate proof --identity solver --method GET --url https://127.0.0.1:8443/v1/runs/r1 --token-file token"
+    )]
+    Proof(token::HeaderArgs),
     /// The queue of requests that wait for people
     #[command(
         subcommand,
@@ -137,7 +149,7 @@ enum Command {
         after_help = "Example: popgate approval approve ID --identity alice --server https://localhost:8444"
     )]
     Approval(admin::ApprovalCommand),
-    /// Stop a workload, person, key, certificate, token or group
+    /// Stop a workload, person, session, key, certificate, token or group
     #[command(after_help = "Example: popgate revoke spiffe-id spiffe://example.org/ci/solver --reason 'key leaked'")]
     Revoke(admin::RevokeArgs),
     /// Stops in force
@@ -200,6 +212,8 @@ async fn run(global: Global, command: Command) -> Result<(), Failure> {
         Command::Trust(command) => trust::run(&global, command).await,
         Command::Svid(command) => enrol::svid(&global, command).await,
         Command::Call(args) => call::run(&global, args).await,
+        Command::Token(args) => token::token(&global, args).await,
+        Command::Proof(args) => token::proof(&global, args).await,
         Command::Approval(command) => admin::approval(&global, command).await,
         Command::Revoke(args) => admin::revoke(&global, args).await,
         Command::Revocation(command) => admin::revocation(&global, command).await,

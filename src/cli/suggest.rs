@@ -1,4 +1,5 @@
-//! `entry suggest`: which selectors a process of this host has, and which processes an entry would match.
+//! `entry suggest`: which selectors a process of this host has, which processes an entry would match, and which operations
+//! a workload needs.
 
 use std::collections::BTreeSet;
 use std::path::PathBuf;
@@ -15,8 +16,11 @@ use crate::net::process::PeerProcess;
 #[derive(Args)]
 pub struct SuggestArgs {
     /// The process that is to have an identity
-    #[arg(long, value_name = "PID", required_unless_present = "selectors")]
+    #[arg(long, value_name = "PID", required_unless_present_any = ["selectors", "recorded"])]
     pid: Option<i32>,
+    /// The narrowest operations of a workload, by what the evidence in the data directory has of it
+    #[arg(long, value_name = "ID", conflicts_with_all = ["pid", "selectors"])]
+    recorded: Option<String>,
     /// Show which processes of this host an entry with these selectors would match
     #[arg(long = "selector", value_name = "SELECTOR", conflicts_with = "pid")]
     selectors: Vec<String>,
@@ -29,6 +33,9 @@ pub struct SuggestArgs {
 }
 
 pub fn run(global: &Global, args: &SuggestArgs) -> Result<(), Failure> {
+    if let Some(id) = &args.recorded {
+        return crate::cli::least::suggest(global, id);
+    }
     if let Some(pid) = args.pid {
         return suggest(global, args, pid);
     }

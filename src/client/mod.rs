@@ -25,7 +25,7 @@ pub enum ClientError {
     Unreachable { url: String, cause: String },
     #[error("{url}: {cause}")]
     Handshake { url: String, cause: String },
-    #[error("{what} refused with {status}: {detail}")]
+    #[error("{what} refused with {status}{}: {detail}", if error.is_empty() { String::new() } else { format!(" {error}") })]
     Refused { what: String, status: u16, error: String, detail: String },
     #[error("{what} answered what is not its protocol: {cause}")]
     Protocol { what: String, cause: String },

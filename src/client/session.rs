@@ -112,10 +112,19 @@ impl Session {
 
     /// Mints a token over mTLS.
     pub async fn mint(&self, target: &Target, scope: Option<&str>) -> Result<AccessToken, ClientError> {
+        let pairs: Vec<(&str, String)> = scope.iter().map(|s| ("scope", (*s).to_owned())).collect();
+        let document = self.ask(target, "client_credentials", &pairs).await?;
+        let token = AccessToken::new(document["access_token"].as_str().unwrap_or_default().to_owned());
+        let life = Duration::from_secs(document["expires_in"].as_u64().unwrap_or(0));
+        lock(&self.tokens).insert(target.resource.clone(), (token.clone(), SystemClock.now().plus(life)));
+        Ok(token)
+    }
+
+    /// What the token service answers to a grant with further parameters.
+    pub async fn ask(&self, target: &Target, grant: &str, more: &[(&str, String)]) -> Result<Value, ClientError> {
         let client_id = self.identity.spiffe_id.to_string();
-        let mut pairs =
-            vec![("grant_type", "client_credentials"), ("client_id", &client_id), ("resource", &target.resource)];
-        pairs.extend(scope.map(|s| ("scope", s)));
+        let mut pairs = vec![("grant_type", grant), ("client_id", &client_id), ("resource", &target.resource)];
+        pairs.extend(more.iter().map(|(name, value)| (*name, value.as_str())));
         let body = Bytes::from(form::write(&pairs));
         let mut response = self.post_token(&target.token_endpoint, body.clone()).await?;
         if asks_for_nonce(&response) {
@@ -131,10 +140,7 @@ impl Session {
                 detail: with_clock_hint(text("error_description"), response.headers()),
             });
         }
-        let token = AccessToken::new(text("access_token"));
-        let life = Duration::from_secs(document["expires_in"].as_u64().unwrap_or(0));
-        lock(&self.tokens).insert(target.resource.clone(), (token.clone(), SystemClock.now().plus(life)));
-        Ok(token)
+        Ok(document)
     }
 
     async fn post_token(&self, url: &str, body: Bytes) -> Result<Response<Bytes>, ClientError> {
@@ -157,6 +163,11 @@ impl Session {
         let jti = entropy::random_id();
         let request = dpop::Request { method, url, token, nonce: nonce.as_deref(), jti: &jti, now: SystemClock.now() };
         dpop::prove(&request, self.identity.signer())
+    }
+
+    /// Takes a nonce that somebody else was told.
+    pub fn learn_nonce(&self, url: &str, nonce: String) {
+        lock(&self.nonces).insert(origin(url), nonce);
     }
 
     fn keep_nonce(&self, url: &str, headers: &HeaderMap) {

@@ -126,8 +126,11 @@ pub fn decide(policy: &PolicyEngine, caller: &Caller, intent: &Intent) -> Result
         return Err(denied(&verdict));
     }
     let in_scope = caller.token.claims.scopes().any(|s| operation_matches(s, &intent.operation));
-    if !in_scope {
-        let detail = format!("the token's scope does not cover {}", intent.operation);
+    // The registration as it is now: one that was narrowed narrows the tokens that there are.
+    let registered = caller.entry.covers(&intent.operation);
+    if !in_scope || !registered {
+        let what = if in_scope { "registration entry" } else { "token's scope" };
+        let detail = format!("the {what} does not cover {}", intent.operation);
         return Err(Refusal { policy: Some(reason(&verdict)), ..Refusal::new(403, "insufficient-scope", detail) }
             .with_error(OauthError::InsufficientScope));
     }

@@ -12,6 +12,8 @@ use serde_json::{Map, Value};
 use crate::domain::time::Timestamp;
 use crate::protocol::jws::{Compact, JwsError};
 
+/// Clocks of issuers run differently.
+pub const LEEWAY: u64 = 60;
 /// Longest JWT that is read.
 pub const MAX_JWT: usize = 16 * 1024;
 

@@ -26,8 +26,12 @@ pub mod ocsf;
 pub mod operation;
 #[cfg(feature = "policy")]
 pub mod policy;
+pub mod saml;
+pub mod scim;
+pub mod security_event;
 pub mod svid;
 pub mod template;
 pub mod tile;
 pub mod transcript;
 pub mod txn_token;
+pub mod xml;

@@ -24,25 +24,33 @@ pub const NONCE_LIFE: Duration = Duration::from_secs(60 * (STEPS_BACK + 1));
 
 /// The key that makes and checks nonces, shared by replicas. It signs nothing itself: each hour has a key of its own,
 /// derived from it, so that the keys in use rotate without replicas having to talk.
-pub struct NonceKey(hmac::Key);
+pub struct NonceKey {
+    key: hmac::Key,
+    one_role: bool,
+}
 
 impl NonceKey {
-    /// From 32 random bytes.
-    pub fn new(bytes: &[u8; 32]) -> Self {
-        Self(hmac::Key::new(hmac::HMAC_SHA256, bytes))
+    /// From 32 random bytes. Where token service and gateway have one origin, clients keep one nonce for both, so both have
+    /// one role.
+    pub fn new(bytes: &[u8; 32], one_origin: bool) -> Self {
+        Self { key: hmac::Key::new(hmac::HMAC_SHA256, bytes), one_role: one_origin }
+    }
+
+    const fn role(&self, role: Role) -> u8 {
+        if self.one_role { Role::Token.byte() } else { role.byte() }
     }
 
     /// The key of the hour that a step is in.
     fn working(&self, step: u64) -> hmac::Key {
         let mut info = b"popgate nonce key".to_vec();
         info.extend((step / STEPS_A_KEY).to_be_bytes());
-        hmac::Key::new(hmac::HMAC_SHA256, hmac::sign(&self.0, &info).as_ref())
+        hmac::Key::new(hmac::HMAC_SHA256, hmac::sign(&self.key, &info).as_ref())
     }
 
     /// A nonce of `epoch`; `random` must be fresh, so that each challenge has a new value.
     pub fn make(&self, role: Role, epoch: &Epoch, now: Timestamp, random: &[u8; 12]) -> String {
         let mut body = Vec::with_capacity(BODY + 16);
-        body.push(role.byte());
+        body.push(self.role(role));
         body.extend(epoch.id);
         body.extend(step(now).to_be_bytes());
         body.extend(random);
@@ -65,7 +73,7 @@ impl NonceKey {
         let genuine = aws_lc_rs::constant_time::verify_slices_are_equal(&expected.as_ref()[..16], tag).is_ok();
         let current = step(now);
         genuine
-            && body[0] == role.byte()
+            && body[0] == self.role(role)
             && body[1..9] == epoch.id
             && made <= current.saturating_add(1)
             && made.saturating_add(STEPS_BACK) >= current
@@ -85,7 +93,7 @@ mod tests {
 
     #[test]
     fn p9_keys_rotate_by_the_hour_and_no_nonce_dies_of_it() {
-        let key = NonceKey::new(&[7; 32]);
+        let key = NonceKey::new(&[7; 32], false);
         let tag = |step| hmac::sign(&key.working(step), b"x").as_ref().to_vec();
         assert_eq!(tag(0), tag(STEPS_A_KEY - 1));
         assert_ne!(tag(STEPS_A_KEY - 1), tag(STEPS_A_KEY));
@@ -96,8 +104,15 @@ mod tests {
     }
 
     #[test]
+    fn p9_where_both_have_one_origin_they_have_one_role() {
+        let key = NonceKey::new(&[1; 32], true);
+        let nonce = key.make(Role::Gateway, &EPOCH, NOW, &[9; 12]);
+        assert!([Role::Gateway, Role::Token].iter().all(|role| key.accepts(&nonce, *role, &EPOCH, NOW)));
+    }
+
+    #[test]
     fn p9_a_nonce_is_bound_to_key_role_epoch_and_time() {
-        let key = NonceKey::new(&[1; 32]);
+        let key = NonceKey::new(&[1; 32], false);
         let nonce = key.make(Role::Gateway, &EPOCH, NOW, &[9; 12]);
         let accepts = |key: &NonceKey, nonce: &str, role, epoch: &Epoch, offset: u64| {
             key.accepts(nonce, role, epoch, NOW.plus(Duration::from_secs(offset)))
@@ -107,7 +122,7 @@ mod tests {
         assert!(!accepts(&key, &nonce, Role::Gateway, &EPOCH, 180), "three steps back");
         assert!(!accepts(&key, &nonce, Role::Token, &EPOCH, 0), "the other role's");
         assert!(!accepts(&key, &nonce, Role::Gateway, &Epoch { id: [4; 8], ..EPOCH }, 0), "another epoch's");
-        assert!(!accepts(&NonceKey::new(&[2; 32]), &nonce, Role::Gateway, &EPOCH, 0), "forged");
+        assert!(!accepts(&NonceKey::new(&[2; 32], false), &nonce, Role::Gateway, &EPOCH, 0), "forged");
         for bad in ["", "x", &nonce[1..], &format!("{nonce}A")] {
             assert!(!accepts(&key, bad, Role::Gateway, &EPOCH, 0), "{bad}");
         }
@@ -115,7 +130,7 @@ mod tests {
 
     #[test]
     fn p9_each_challenge_is_a_new_value() {
-        let key = NonceKey::new(&[1; 32]);
+        let key = NonceKey::new(&[1; 32], false);
         let [a, b] = [[1; 12], [2; 12]].map(|r| key.make(Role::Token, &EPOCH, NOW, &r));
         assert_ne!(a, b);
     }

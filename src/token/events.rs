@@ -14,10 +14,11 @@ use crate::domain::revocation::{RevocationKind, RevocationSet};
 use crate::domain::time::Timestamp;
 use crate::net::files;
 use crate::net::listener::Drain;
+use crate::protocol::security_event::{Effect, SecurityEvent};
 use crate::store::revocations::NewRevocation;
 use crate::token::endpoint::TokenPlane;
 use crate::trust::TrustError;
-use crate::trust::events::{Effect, SecurityEvent, Transmitter};
+use crate::trust::events::Transmitter;
 use crate::trust::providers::LONGEST_STATEMENT;
 
 /// How long an event is remembered, so that it counts once.

@@ -99,7 +99,7 @@ impl Subject {
         let person = statement.person().map(ToOwned::to_owned);
         let tied = statement.key.is_none().then_some(Tied {
             digest: statement.digest,
-            until: statement.remembered.plus(std::time::Duration::from_secs(crate::trust::issuer::LEEWAY * 2)),
+            until: statement.remembered.plus(std::time::Duration::from_secs(crate::protocol::jwt::LEEWAY * 2)),
             once: statement.one_use,
         });
         // One that does not say when it was made may be as old as anything.

@@ -20,8 +20,6 @@ use crate::trust::foreign;
 const FRESH: Duration = Duration::from_mins(5);
 /// How soon an unknown `kid` may make us look again.
 const PAUSE: Duration = Duration::from_secs(10);
-/// Clocks of issuers run differently.
-pub const LEEWAY: u64 = 60;
 
 /// Verifies tokens of one issuer.
 pub struct TokenIssuer {
@@ -86,7 +84,7 @@ impl TokenIssuer {
         now: Timestamp,
     ) -> Result<Option<Map<String, Value>>, TrustError> {
         let Some(claims) = self.authentic(token, types, now).await? else { return Ok(None) };
-        jwt::check_time(&claims, now, LEEWAY, LEEWAY)?;
+        jwt::check_time(&claims, now, jwt::LEEWAY, jwt::LEEWAY)?;
         if !audiences.iter().any(|a| jwt::has_audience(&claims, a)) {
             return Err(JwtError::Audience.into());
         }

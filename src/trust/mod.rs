@@ -8,7 +8,6 @@ pub mod issuer;
 pub mod mapping;
 pub mod providers;
 mod saml;
-mod saml_xml;
 
 use crate::protocol::jws::JwsError;
 use crate::protocol::jwt::JwtError;

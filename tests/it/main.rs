@@ -26,6 +26,7 @@ mod replay;
 mod revocation;
 mod rotation;
 mod saml_idp;
+mod scripts;
 mod signals;
 mod statements;
 mod tls;

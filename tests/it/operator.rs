@@ -38,6 +38,8 @@ fn every_command_has_help_with_an_example() {
         "login",
         "svid",
         "call",
+        "token",
+        "proof",
         "approval",
         "revoke",
         "revocation",

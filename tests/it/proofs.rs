@@ -388,7 +388,7 @@ fn p2_ed25519_is_accepted_under_both_its_names() {
     use popgate::protocol::nonce::NonceKey;
     let (now, key) = (Timestamp::from_unix(1_800_000_000), Ed25519KeyPair::generate().expect("generates"));
     let jwk = json!({"kty": "OKP", "crv": "Ed25519", "x": B64.encode(key.public_key().as_ref())});
-    let (nonces, uri) = (NonceKey::new(&[7; 32]), Htu::parse("https://as.example/token").expect("a URL"));
+    let (nonces, uri) = (NonceKey::new(&[7; 32], false), Htu::parse("https://as.example/token").expect("a URL"));
     let check = |alg: &str| {
         let header = json!({"typ": "dpop+jwt", "alg": alg, "jwk": jwk}).to_string();
         let payload = json!({"jti": "1", "htm": "POST", "htu": uri.as_str(), "iat": now.unix()}).to_string();

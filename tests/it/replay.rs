@@ -1,8 +1,11 @@
 //! P8, P9, P12: one proof, one request, over restarts and replicas.
 
+use std::sync::Arc;
+
 use http::Method;
 
-use crate::world::{Answer, Client, HandMade, Service, key_of};
+use crate::asking::Asking;
+use crate::world::{Answer, Client, HandMade, SOLVER, Service, key_of, registrations};
 
 async fn send(client: &Client, url: &str, authorization: &str, proof: &str) -> Answer {
     client.raw("GET", url, &[("authorization", authorization), ("dpop", proof)], false).await
@@ -174,4 +177,58 @@ async fn an_evicting_redis_is_refused_at_start() {
     let output = crate::world::run(&["serve", "--config", config.to_str().expect("UTF-8")]);
     assert_eq!(output.status.code(), Some(1));
     assert!(crate::world::stderr(&output).contains("noeviction"), "{}", crate::world::stderr(&output));
+}
+
+/// Three processes, one Redis, one nonce key: of twenty copies of one token request exactly one is answered with a token.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn p8_p9_of_twenty_copies_over_three_replicas_one_passes_and_a_nonce_of_one_is_good_on_all() {
+    let Some(redis) = Redis::start() else { return };
+    let dir = tempfile::tempdir().expect("tempdir");
+    let key = dir.path().join("nonce.key");
+    std::fs::write(&key, "5a".repeat(32)).expect("writes");
+    let extra = format!(
+        "{}replicas = 3\nnonce_key_file = {:?}\n",
+        redis_config(dir.path(), &redis.url()),
+        key.display().to_string()
+    );
+    let issuer = "https://token.example.org";
+    let mut first = Service::start_domain("example.org", &extra, &format!("@tokenissuer = \"{issuer}\"\n"), &[]).await;
+    first.admin(Method::POST, "/v1/import", Some(registrations())).await.expect("imports");
+    let identity = first.enrol(SOLVER).await;
+    first.signal(nix::sys::signal::Signal::SIGTERM);
+    assert_eq!(first.wait(), Some(0));
+    let replicas: Arc<Vec<Service>> = Arc::new((0..3).map(|_| first.replica()).collect());
+    let ask = |nonce: Option<&str>| {
+        let mut proof = HandMade::new(key_of(&identity), "POST", &format!("{issuer}/token"), None);
+        if let Some(nonce) = nonce {
+            proof.payload["nonce"] = nonce.into();
+        }
+        let mut ask = Asking::new(&replicas[0], SOLVER);
+        ask.unset("resource");
+        ask.proofs = 0;
+        ask.headers.push(("dpop", proof.sign()));
+        ask
+    };
+    let challenged = ask(None).once(&replicas[0], &identity, None).await;
+    assert_eq!(challenged.error(), "use_dpop_nonce", "{}", challenged.text);
+    let nonce = challenged.headers["dpop-nonce"].to_str().expect("text").to_owned();
+    let copy = Arc::new(ask(Some(&nonce)));
+    let racers: Vec<_> = (0..20)
+        .map(|i| {
+            let (replicas, copy, identity) = (replicas.clone(), copy.clone(), identity.clone());
+            tokio::spawn(async move { copy.once(&replicas[i % 3], &identity, None).await })
+        })
+        .collect();
+    let mut passed = 0;
+    for racer in racers {
+        let told = racer.await.expect("ends");
+        match told.status {
+            200 => passed += 1,
+            _ => assert_eq!((told.status, told.error()), (400, "invalid_dpop_proof"), "{}", told.text),
+        }
+    }
+    assert_eq!(passed, 1);
+    for replica in replicas.iter() {
+        assert_eq!(ask(Some(&nonce)).once(replica, &identity, None).await.status, 200, "a nonce of another replica");
+    }
 }

@@ -293,6 +293,16 @@ impl Service {
         self.restart();
     }
 
+    /// Another process on a copy of the data of one that has stopped, on ports of its own.
+    pub fn replica(&self) -> Self {
+        let dir = tempfile::Builder::new().prefix("pgt-").tempdir().expect("tempdir");
+        let base = dir.path().join("r");
+        let copied = Command::new("cp").arg("-a").arg(self.base()).arg(&base).status().expect("copies");
+        assert!(copied.success());
+        let (child, addresses) = spawn(&base);
+        Self { data: base.join("data"), addresses, upstream: self.upstream.clone(), child, _dir: Some(dir) }
+    }
+
     /// Starts again on the same data and the same ports.
     pub fn restart(&mut self) {
         let path = self.base().join("popgate.toml");

@@ -7,6 +7,7 @@ const ENTITY: &str = "https://idp.example.org/metadata";
 const ISSUER: &str = "https://popgate.example";
 const ENDPOINT: &str = "https://popgate.example/token";
 const NOW: Timestamp = Timestamp::from_unix(1_800_000_000);
+const BEARER: &str = "urn:oasis:names:tc:SAML:2.0:cm:bearer";
 const RSA_SHA256: &str = "http://www.w3.org/2001/04/xmldsig-more#rsa-sha256";
 
 struct Idp {

@@ -3,7 +3,7 @@
 
 use quick_xml::XmlVersion;
 use quick_xml::events::{BytesStart, Event};
-use quick_xml::name::{NamespaceResolver, ResolveResult};
+use quick_xml::name::{NamespaceResolver, QName, ResolveResult};
 use quick_xml::reader::NsReader;
 
 const MAX_DEPTH: usize = 32;
@@ -28,6 +28,13 @@ pub struct Element {
 impl Element {
     /// Reads a document that is one element.
     pub fn parse(xml: &str) -> Result<Self, String> {
+        // The `Char` of XML 1.0 section 2.2, less what has no place in a name or a value.
+        if xml
+            .chars()
+            .any(|c| (c.is_control() && !matches!(c, '\t' | '\n' | '\r')) || matches!(c, '\u{fffe}' | '\u{ffff}'))
+        {
+            return Err("a control character".into());
+        }
         let mut reader = NsReader::from_str(xml);
         reader.config_mut().expand_empty_elements = true;
         let (mut open, mut root, mut count) = (Vec::<Self>::new(), None::<Self>, 0);
@@ -76,10 +83,12 @@ impl Element {
     }
 
     fn started(namespace: String, start: &BytesStart<'_>, resolver: &NamespaceResolver) -> Result<Self, String> {
+        named(start.name())?;
         let name = start.local_name().into_inner().to_owned();
         let mut element = Self { namespace, name, ..Self::default() };
         for attribute in start.attributes() {
             let attribute = attribute.map_err(|e| format!("an attribute: {e}"))?;
+            named(attribute.key)?;
             if attribute.key.as_namespace_binding().is_some() {
                 // Bound as it is written: a reference or a space in it is read in different ways.
                 if attribute.value.contains(|c: char| c == '&' || c.is_ascii_whitespace()) {
@@ -87,12 +96,18 @@ impl Element {
                 }
                 continue;
             }
+            if attribute.value.contains('<') {
+                return Err("an attribute with a `<`, which XML does not allow".into());
+            }
             let (resolved, local) = resolver.resolve_attribute(attribute.key);
             let namespace = uri(&resolved)?;
             let value =
                 attribute.normalized_value(XmlVersion::Explicit1_0).map_err(|e| format!("an attribute: {e}"))?;
             let local = local.into_inner();
             let name = if namespace.is_empty() { local.to_owned() } else { format!("{{{namespace}}}{local}") };
+            if element.attribute(&name).is_some() {
+                return Err("an attribute that occurs twice".into());
+            }
             element.attributes.push((name, value.into_owned()));
             if element.attributes.len() > MAX_ATTRIBUTES {
                 return Err("too many attributes".into());
@@ -141,6 +156,18 @@ impl Element {
     }
 }
 
+/// A name as SAML and XML signatures have them: letters, digits, `_`, `-` and `.`, with one prefix at most. The reader itself
+/// takes whatever stands before a space.
+fn named(name: QName<'_>) -> Result<(), String> {
+    let part = |part: &str| {
+        part.starts_with(|c: char| c.is_ascii_alphabetic() || c == '_')
+            && part.chars().all(|c| c.is_ascii_alphanumeric() || matches!(c, '_' | '-' | '.'))
+    };
+    let name = name.into_inner();
+    let sound = name.split_once(':').map_or_else(|| part(name), |(prefix, local)| part(prefix) && part(local));
+    if sound { Ok(()) } else { Err("a name that is no name".into()) }
+}
+
 fn put(open: &mut [Element], text: &str) -> Result<(), String> {
     match open.last_mut() {
         Some(element) => element.text.push_str(text),
@@ -179,6 +206,14 @@ mod tests {
             "<p:a/>",
             "<a x=\"1\" x=\"2\"/>",
             "<a x=\"&b;\"/>",
+            "<a x=\"<\"/>",
+            "<\u{1}<!--x/>",
+            "<a<b/>",
+            "<a:b:c xmlns:a=\"urn:x\"/>",
+            "<a b<c=\"1\"/>",
+            "<a>\u{0}</a>",
+            "<a>&#0;</a>",
+            "<a xmlns:p=\"urn:x\" xmlns:q=\"urn:x\" p:x=\"1\" q:x=\"2\"/>",
             "<a xmlns=\"urn:x&#110;\"/>",
             "<a xmlns=\" urn:x\"/>",
             "<p:a xmlns:p=\"urn:x\n\"/>",
