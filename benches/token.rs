@@ -13,10 +13,13 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use futures_util::StreamExt as _;
-use http::{Method, Request};
-use popgate::client::http::HttpClient;
+use http::{HeaderMap, Method, Request};
+use http_body_util::{BodyExt as _, Full};
+use hyper_rustls::{HttpsConnector, HttpsConnectorBuilder};
+use hyper_util::client::legacy::Client;
+use hyper_util::client::legacy::connect::HttpConnector;
+use hyper_util::rt::TokioExecutor;
 use popgate::client::identity::Identity;
-use popgate::client::session::Session;
 use popgate::domain::time::Clock as _;
 use popgate::net::keys::P256Key;
 use popgate::net::{fetch, files};
@@ -77,25 +80,62 @@ fn limit(times: u32) -> f64 {
     began.elapsed().as_secs_f64() * 1e6 / f64::from(times)
 }
 
+/// Asks for tokens with fresh proofs over kept-alive connections.
+struct Load<'a> {
+    http: Client<HttpsConnector<HttpConnector>, Full<Bytes>>,
+    identity: &'a Identity,
+    url: String,
+    form: String,
+}
+
+impl<'a> Load<'a> {
+    fn new(mut tls: rustls::ClientConfig, identity: &'a Identity, url: String, resource: Option<&str>) -> Self {
+        // Both sides by the version that both have.
+        tls.alpn_protocols.clear();
+        let https = HttpsConnectorBuilder::new().with_tls_config(tls).https_only().enable_http1().build();
+        let mut pairs = vec![("grant_type", "client_credentials"), ("client_id", SOLVER), ("scope", "tot.read")];
+        pairs.extend(resource.map(|r| ("resource", r)));
+        Self { http: Client::builder(TokioExecutor::new()).build(https), identity, url, form: form::write(&pairs) }
+    }
+
+    async fn one(&self, nonce: Option<&str>) -> (HeaderMap, Value) {
+        let (jti, now) = (entropy::random_id(), SystemClock.now());
+        let asked = dpop::Request { method: "POST", url: &self.url, token: None, nonce, jti: &jti, now };
+        let request = Request::post(&self.url).header("dpop", dpop::prove(&asked, self.identity.signer()));
+        let request = request.header("content-type", "application/x-www-form-urlencoded");
+        let request = request.body(Full::from(self.form.clone())).expect("builds");
+        let (parts, body) = self.http.request(request).await.expect("answers").into_parts();
+        let body = body.collect().await.expect("reads").to_bytes();
+        (parts.headers, serde_json::from_slice(&body).unwrap_or_default())
+    }
+
+    /// The CPU time a token of a process, in microseconds, after its caches and compilers have seen the way.
+    async fn measure(&self, pid: u32, tokens: usize) -> f64 {
+        let (headers, _) = self.one(None).await;
+        let nonce = headers.get("dpop-nonce").map(|n| n.to_str().expect("text").to_owned());
+        let ask = async |n: usize| {
+            futures_util::stream::iter(0..n)
+                .map(|_| self.one(nonce.as_deref()))
+                .buffer_unordered(IN_FLIGHT)
+                .for_each(|(_, answer)| async move { assert_eq!(answer["token_type"], "DPoP", "{answer}") })
+                .await;
+        };
+        ask(500.min(tokens)).await;
+        let cpu = cpu_us(pid);
+        ask(tokens).await;
+        (cpu_us(pid) - cpu) / f64::from(u32::try_from(tokens).expect("small"))
+    }
+}
+
 async fn ours(tokens: usize) -> (f64, Arc<Identity>) {
     let service = Service::start_domain("example.org", "", "@tokenclient_rate = 0\nsource_rate = 0\n", &[]).await;
     service.admin(Method::POST, "/v1/import", Some(registrations())).await.expect("imports");
     let identity = service.enrol(SOLVER).await;
-    let session = Session::new(identity.clone()).expect("a session");
-    let target = session.target(&service.url("gateway", "/v1/runs/r1")).await.expect("discovers");
-    let scope = [("scope", "tot.read".to_owned())];
-    let ask = async |n: usize| {
-        futures_util::stream::iter(0..n)
-            .map(|_| session.ask(&target, "client_credentials", &scope))
-            .buffer_unordered(IN_FLIGHT)
-            .for_each(|answer| async move { assert_eq!(answer.expect("mints")["token_type"], "DPoP") })
-            .await;
-    };
-    ask(IN_FLIGHT * 4).await;
-    let pid = u32::try_from(service.pid()).expect("a pid");
-    let cpu = cpu_us(pid);
-    ask(tokens).await;
-    ((cpu_us(pid) - cpu) / count(tokens), identity)
+    let resource = service.url("gateway", "/v1");
+    let tls = identity.tls(true).expect("TLS");
+    let load = Load::new(tls, &identity, service.url("token", "/token"), Some(&resource));
+    let each = load.measure(u32::try_from(service.pid()).expect("a pid"), tokens).await;
+    (each, identity.clone())
 }
 
 struct Peer(Child);
@@ -127,30 +167,8 @@ async fn peer(node: &str, identity: &Arc<Identity>, tokens: usize) -> f64 {
     // Whoever is not read from stops.
     std::thread::spawn(move || lines.for_each(drop));
     let child = Peer(child);
-    let url = format!("{issuer}/token");
-    let http = HttpClient::new(tls(&ca, identity));
-    let (http, url, signer) = (&http, url.as_str(), identity.signer());
-    let body = form::write(&[("grant_type", "client_credentials"), ("client_id", SOLVER), ("scope", "tot.read")]);
-    let body = &body;
-    let ask = async |n: usize| {
-        let one = |_| async move {
-            let jti = entropy::random_id();
-            let now = SystemClock.now();
-            let proof =
-                dpop::prove(&dpop::Request { method: "POST", url, token: None, nonce: None, jti: &jti, now }, signer);
-            let request = Request::post(url).header("dpop", proof);
-            let request = request.header("content-type", "application/x-www-form-urlencoded");
-            let answer = http.fetch(request.body(Bytes::from(body.clone())).expect("builds")).await.expect("answers");
-            let document: Value = serde_json::from_slice(answer.body()).unwrap_or_default();
-            assert_eq!(document["token_type"], "DPoP", "{document}");
-        };
-        futures_util::stream::iter(0..n).map(one).buffer_unordered(IN_FLIGHT).for_each(|()| async {}).await;
-    };
-    // Its compiler has seen the way by then.
-    ask(500.min(tokens * 5)).await;
-    let cpu = cpu_us(child.0.id());
-    ask(tokens).await;
-    (cpu_us(child.0.id()) - cpu) / count(tokens)
+    let load = Load::new(tls(&ca, identity), identity, format!("{issuer}/token"), None);
+    load.measure(child.0.id(), tokens).await
 }
 
 /// Trusts a CA of the web and presents the workload's certificate.
@@ -167,10 +185,6 @@ fn tls(ca: &WebCa, identity: &Identity) -> rustls::ClientConfig {
     let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
     let builder = rustls::ClientConfig::builder_with_provider(provider).with_safe_default_protocol_versions();
     builder.expect("versions").with_root_certificates(roots).with_client_auth_cert(chain, key).expect("a client")
-}
-
-fn count(n: usize) -> f64 {
-    f64::from(u32::try_from(n).expect("small"))
 }
 
 /// User and system time of all threads: fields 14 and 15 of proc(5), in ticks of 10 ms.

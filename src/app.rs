@@ -327,5 +327,6 @@ pub fn check(config: &Config) -> Result<Vec<String>, StartError> {
         Origin::parse(issuer).map_err(|e| StartError::Issuer(issuer.clone(), e))?;
     }
     warnings.extend(crate::protocol::policy::warnings(&config.policies()?));
+    warnings.extend(config.trust.missing(&config.base));
     Ok(warnings)
 }

@@ -2,6 +2,10 @@
 
 use std::process::ExitCode;
 
+/// Many small objects of short life, freed on other threads than made them: a tenth of a mint's CPU.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
 fn main() -> ExitCode {
     popgate::cli::main()
 }

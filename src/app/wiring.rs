@@ -41,6 +41,7 @@ use crate::protocol::jws::SigningKey;
 use crate::protocol::svid::X509Svid;
 use crate::store::Stores;
 use crate::store::bundles::ForeignBundle;
+use crate::store::cache::{Bounded, Texts};
 use crate::store::keys::{KeyUse, PublishedKey};
 use crate::telemetry::{self, Health};
 use crate::token::endpoint::{Bundles, Offer, TokenPlane};
@@ -50,6 +51,9 @@ use crate::token::mint::Resource;
 use crate::token::server as token_server;
 use crate::trust::events::Transmitter;
 use crate::trust::providers::Providers;
+
+/// Clients of the token service whose certificates and proof headers are kept parsed.
+const KNOWN_CLIENTS: usize = 50_000;
 
 /// What every plane is made from.
 pub(super) struct Wiring<'a> {
@@ -145,6 +149,8 @@ impl Wiring<'_> {
             stopper,
             limits: Limits::new(config.source_rate, config.client_rate),
             cors: config.cors_origins.clone(),
+            headers: Texts::new(KNOWN_CLIENTS),
+            certificates: Bounded::new(KNOWN_CLIENTS),
             half_done: Mutex::default(),
         }))
     }

@@ -137,10 +137,9 @@ enum Command {
         after_help = "Example: popgate token --identity solver --resource https://127.0.0.1:8443/v1 --scope tot.read > token"
     )]
     Token(token::TokenArgs),
-    /// The DPoP header of one request
-    #[command(
-        after_help = "Example: popgate proof --identity solver --method GET --url https://127.0.0.1:8443/v1/runs/r1 --token-file token"
-    )]
+    /// A DPoP proof for one request: the value of its header
+    #[command(after_help = "Example: popgate proof --identity solver --url URL --token-file token
+         curl -H \"DPoP: $(popgate proof …)\" -H \"Authorization: DPoP $(cat token)\" URL")]
     Proof(token::HeaderArgs),
     /// The queue of requests that wait for people
     #[command(

@@ -25,6 +25,9 @@ pub async fn run(global: &Global, args: ServeArgs) -> Result<(), Failure> {
     app::keep_files_private();
     let files = app::raise_open_files();
     tracing::info!(open_files = files, data_dir = %config.data_dir.display(), "starting");
+    for warning in config.trust.missing(&config.base) {
+        tracing::warn!("{warning}");
+    }
     let (mut term, mut int, mut hup) =
         (on(SignalKind::terminate())?, on(SignalKind::interrupt())?, on(SignalKind::hangup())?);
     let service = App::start(&config).await?;

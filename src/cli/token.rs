@@ -81,7 +81,11 @@ pub async fn token(global: &Global, args: TokenArgs) -> Result<(), Failure> {
     let grant = match &args.assertion_file {
         None => "client_credentials",
         Some(file) => {
-            pairs.push(("assertion", files::read_secret(file)?.trim().to_owned()));
+            let statement = files::read_secret(file)?.trim().to_owned();
+            if statement.is_empty() {
+                return Err(Failure::failed(format!("{} is empty: it should hold a statement", file.display())));
+            }
+            pairs.push(("assertion", statement));
             let bearer =
                 ["urn:ietf:params:oauth:grant-type:jwt-bearer", "urn:ietf:params:oauth:grant-type:saml2-bearer"];
             bearer[usize::from(args.saml)]
@@ -98,12 +102,15 @@ pub async fn token(global: &Global, args: TokenArgs) -> Result<(), Failure> {
     Ok(())
 }
 
-/// Writes the value of a `DPoP` header, good for one request.
+/// Writes what goes into a `DPoP` header, good for one request.
 pub async fn proof(global: &Global, args: HeaderArgs) -> Result<(), Failure> {
     let token = match &args.token_file {
         Some(file) => Some(AccessToken::new(files::read_secret(file)?.trim().to_owned())),
         None => None,
     };
+    if let Err(error) = crate::protocol::htu::Htu::parse(&args.url) {
+        return Err(Failure::usage(format!("--url {:?}: {error}", args.url)));
+    }
     let session = args.who.session(global).await?;
     if let Some(nonce) = args.nonce {
         session.learn_nonce(&args.url, nonce);

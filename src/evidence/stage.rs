@@ -48,7 +48,8 @@ impl Stage {
 
     /// Writes a batch and syncs it. After a failed write the file is as it was before.
     pub fn append(&mut self, entries: &[StagedEntry]) -> Result<(), EvidenceError> {
-        let bytes: Vec<u8> = entries.iter().flat_map(encode).collect();
+        let mut bytes = Vec::new();
+        entries.iter().for_each(|entry| bytes.extend_from_slice(&encode(entry)));
         if let Err(cause) = self.file.write_all(&bytes) {
             let _ = self.file.set_len(self.length);
             let _ = self.file.seek(SeekFrom::Start(self.length));

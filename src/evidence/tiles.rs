@@ -82,7 +82,7 @@ impl TileWriter {
         let tile = self.partial.entry(level).or_default();
         tile.push(hash);
         if tile.len() as u64 == WIDTH {
-            let bytes: Vec<u8> = std::mem::take(tile).iter().flat_map(|h| h.0).collect();
+            let bytes: Vec<u8> = flattened(&std::mem::take(tile));
             if write {
                 let path = self.write(&hash_path(level, index / WIDTH, WIDTH), &bytes)?;
                 self.completed.push(partial_dir(&path));
@@ -103,7 +103,7 @@ impl TileWriter {
             .partial
             .iter()
             .filter(|(_, hashes)| !hashes.is_empty())
-            .map(|(level, hashes)| (*level, hashes.iter().flat_map(|h| h.0).collect()))
+            .map(|(level, hashes)| (*level, flattened(hashes)))
             .collect();
         for (level, bytes) in tiles {
             let complete = size >> (HASH_LEVELS_PER_TILE * level);
@@ -197,4 +197,9 @@ fn append_lines(path: &Path, lines: &str) -> std::io::Result<()> {
     }
     let end = if last == [b'\n'] { "" } else { "\n" };
     file.write_all(format!("{end}{lines}").as_bytes())
+}
+
+/// The hashes one after the other.
+fn flattened(hashes: &[Sha256]) -> Vec<u8> {
+    hashes.iter().map(|h| h.0).collect::<Vec<_>>().into_flattened()
 }

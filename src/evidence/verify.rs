@@ -326,7 +326,9 @@ impl Chain {
         if !fits {
             return Err("the kept proof is for another key, method, target or token".into());
         }
-        if !self.proofs.insert(Sha256::of(opening.value.as_bytes())) {
+        // Of one proof there are two signatures: what is signed counts.
+        let signed = opening.value.rsplit_once('.').map_or("", |(signed, _)| signed);
+        if !self.proofs.insert(Sha256::of(signed.as_bytes())) {
             return Err("one proof was spent twice".into());
         }
         self.links.proof += 1;

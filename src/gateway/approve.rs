@@ -291,7 +291,14 @@ impl Gateway {
                 "the token ended while the request was held; send it again",
             ));
         }
-        self.standing(token, now)?;
+        let (entry, _) = self.standing(token, now)?;
+        if entry != asking.caller.entry || self.acted_for(&token.claims) != asking.caller.acted_for {
+            return Err(Refusal::new(
+                403,
+                "approval-mismatch",
+                "a registration changed while the request was held; ask again",
+            ));
+        }
         let rules = self.rules.load();
         let verdict = authorize::decide(&rules.policy, asking.caller, asking.intent)?;
         if verdict.policy_version != asking.rules.policy.version() {

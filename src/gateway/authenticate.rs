@@ -17,7 +17,7 @@ use crate::gateway::authorize;
 use crate::gateway::serve::{Gateway, Incoming};
 use crate::gateway::tokens::VerifiedToken;
 use crate::net::listener::Peer;
-use crate::protocol::access_token::{self, TokenError};
+use crate::protocol::access_token::{self, Claims, TokenError};
 use crate::protocol::dpop::{self, Bound, Expected, ProofClaims, ProofError, ProofHeader, Unspent};
 use crate::protocol::htu::Htu;
 use crate::protocol::jwk::PublicKey;
@@ -35,6 +35,8 @@ pub struct Caller {
     pub proof: DpopProof,
     /// Its registration now.
     pub entry: Entry,
+    /// Those of the workloads that it acts for or after.
+    pub acted_for: Vec<Entry>,
     /// Everything a revocation can name.
     pub subject: Subject,
 }
@@ -91,7 +93,13 @@ impl Gateway {
         self.spend(&unspent, &epoch).await.map_err(claimed)?;
         metrics::histogram!("popgate_client_clock_offset_seconds")
             .record(f64::from(i32::try_from(unspent.clock_offset).unwrap_or(i32::MAX)));
-        Ok(Caller { token: verified, token_sha256: digest, proof, entry, subject })
+        let acted_for = self.acted_for(&verified.claims);
+        Ok(Caller { token: verified, token_sha256: digest, proof, entry, acted_for, subject })
+    }
+
+    /// The registrations of the workloads that a token's holder acts for or after.
+    pub fn acted_for(&self, claims: &Claims) -> Vec<Entry> {
+        claims.parties().iter().filter_map(|party| self.stores.entries.get(&party.parse().ok()?)).collect()
     }
 
     #[expect(clippy::too_many_arguments, reason = "one step of authenticate, split for its length alone")]
@@ -117,7 +125,7 @@ impl Gateway {
             nonce_required: demand.nonce,
         };
         let parts = dpop::split(proof.expose()).map_err(bad_proof)?;
-        let known = self.caches.header(parts.header);
+        let known = self.caches.headers.get(parts.header);
         let header = match &known {
             Some(header) => header.clone(),
             None => Arc::new(ProofHeader::parse(&parts).map_err(bad_proof)?),
@@ -128,7 +136,7 @@ impl Gateway {
         want.token = Some(Bound { digest, jkt: Some(verified.claims.jkt) });
         let unspent = dpop::verify(&parts, &header, &claims, &want, now).map_err(bad_proof)?;
         if known.is_none() {
-            self.caches.keep_header(parts.header, header);
+            self.caches.headers.keep(parts.header, header);
         }
         Ok((verified, unspent))
     }

@@ -127,7 +127,8 @@ pub fn decide(policy: &PolicyEngine, caller: &Caller, intent: &Intent) -> Result
     }
     let in_scope = caller.token.claims.scopes().any(|s| operation_matches(s, &intent.operation));
     // The registration as it is now: one that was narrowed narrows the tokens that there are.
-    let registered = caller.entry.covers(&intent.operation);
+    let mut entries = std::iter::once(&caller.entry).chain(&caller.acted_for);
+    let registered = entries.all(|entry| entry.covers(&intent.operation));
     if !in_scope || !registered {
         let what = if in_scope { "registration entry" } else { "token's scope" };
         let detail = format!("the {what} does not cover {}", intent.operation);

@@ -3,6 +3,7 @@
 pub mod mint;
 
 use std::collections::{BTreeMap, HashMap, HashSet};
+use std::sync::LazyLock;
 
 use cedar_policy::{
     ActionConstraint, Authorizer, Context, Decision as CedarDecision, Effect, Entities, Entity, EntityId,
@@ -211,9 +212,15 @@ fn object_chain(route: &str, object: &str) -> Vec<String> {
     chain
 }
 
+/// The names of types, read once: reading one costs as much as deciding.
+static TYPES: LazyLock<HashMap<&'static str, EntityTypeName>> = LazyLock::new(|| {
+    let names = ["Action", "Audience", "Group", "Object", "Person", "Route", "Workload"];
+    names.into_iter().map(|name| (name, name.parse().expect("a type name"))).collect()
+});
+
 fn uid(kind: &str, id: &str) -> EntityUid {
-    let kind: EntityTypeName = kind.parse().expect("the type names are constants of this module");
-    EntityUid::from_type_name_and_id(kind, EntityId::new(id))
+    let kind = TYPES.get(kind).expect("the type names are constants of this module");
+    EntityUid::from_type_name_and_id(kind.clone(), EntityId::new(id))
 }
 
 fn approvals(base: Verdict, obligations: &[&Obligation]) -> Verdict {

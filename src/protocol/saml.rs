@@ -144,7 +144,19 @@ fn known_parts(assertion: &Element) -> Result<(), String> {
     only(assertion, &[parts.as_slice(), &[(DSIG, "Signature")]].concat())?;
     for part in &assertion.children {
         match part.name.as_str() {
-            "Subject" => only(part, &[(SAML, "NameID"), (SAML, "SubjectConfirmation")])?,
+            "Subject" => {
+                only(part, &[(SAML, "NameID"), (SAML, "SubjectConfirmation")])?;
+                // A name inside says who alone may present it, an address from where: neither is known here.
+                for confirmation in part.all(SAML, "SubjectConfirmation") {
+                    only(confirmation, &[(SAML, "SubjectConfirmationData")])?;
+                    for data in &confirmation.children {
+                        only(data, &[])?;
+                        if data.attribute("Address").is_some() {
+                            return Err("its confirmation is for one address".into());
+                        }
+                    }
+                }
+            }
             "AttributeStatement" => {
                 only(part, &[(SAML, "Attribute")])?;
                 part.children.iter().try_for_each(|a| only(a, &[(SAML, "AttributeValue")]))?;

@@ -1,5 +1,7 @@
 //! Security event tokens (RFC 8417) that tell of people: CAEP and RISC events of OpenID Shared Signals.
 
+use std::time::Duration;
+
 use serde_json::{Map, Value};
 
 use crate::domain::people::is_person_id;
@@ -9,6 +11,9 @@ use crate::protocol::jwt::LEEWAY;
 
 const CAEP: &str = "https://schemas.openid.net/secevent/caep/event-type/";
 const RISC: &str = "https://schemas.openid.net/secevent/risc/event-type/";
+
+/// How long an event is remembered, so that it counts once.
+pub const REMEMBERED: Duration = Duration::from_hours(90 * 24);
 
 /// What an event asks for. Events only stop; nothing of theirs lifts a stop.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
@@ -46,6 +51,9 @@ pub fn read(
     let made = claims.get("iat").and_then(Value::as_u64).ok_or("iat is missing")?;
     if made > now.unix() + LEEWAY {
         return Err("iat is in the future".into());
+    }
+    if now.since(Timestamp::from_unix(made)) >= REMEMBERED {
+        return Err("it is older than events are remembered, so nobody could say whether it was done".into());
     }
     let jti = text(claims, "jti").filter(|j| !j.is_empty() && j.len() <= 256).ok_or("jti is missing")?;
     let events =
@@ -156,6 +164,7 @@ mod tests {
         for broken in [
             json!({"jti": "1", "events": {"x": {}}}),
             json!({"iat": NOW.unix() + 500, "jti": "1", "events": {"x": {}}}),
+            json!({"iat": NOW.unix() - 90 * 86_400, "jti": "1", "events": {"x": {}}}),
             json!({"iat": 1, "events": {"x": {}}}),
             json!({"iat": 1, "jti": "1", "events": {}}),
         ] {

@@ -2,6 +2,7 @@
 
 pub mod approvals;
 pub mod bundles;
+pub mod cache;
 pub mod clock;
 pub mod entries;
 pub mod entropy;

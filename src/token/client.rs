@@ -2,6 +2,7 @@
 //! (RFC 7523 section 2.2), and a JWT-SVID as the assertion (draft-ietf-oauth-spiffe-client-auth).
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 use std::time::Duration;
 
 use http::{HeaderMap, header};
@@ -56,6 +57,12 @@ pub struct Client {
     pub method: &'static str,
 }
 
+/// What the ledger has of a certificate, which never changes.
+pub struct KnownCertificate {
+    svid: X509Svid,
+    node: Option<SpiffeId>,
+}
+
 /// Parameters of the form, each occurring once.
 pub type Form = BTreeMap<String, String>;
 
@@ -104,7 +111,12 @@ impl TokenPlane {
     }
 
     async fn by_certificate(&self, leaf: &[u8], client_id: Option<&str>) -> Result<Client, Refusal> {
-        let svid = X509Svid::parse(leaf).map_err(|e| invalid_client(e.to_string()))?;
+        let digest = Sha256::of(leaf);
+        let known = self.certificates.get(&digest);
+        let svid = match &known {
+            Some(known) => known.svid.clone(),
+            None => X509Svid::parse(leaf).map_err(|e| invalid_client(e.to_string()))?,
+        };
         let client_id =
             client_id.ok_or_else(|| invalid_request("client_id is missing; it is the workload's SPIFFE ID"))?;
         if client_id != svid.spiffe_id.as_str() {
@@ -117,7 +129,15 @@ impl TokenPlane {
             return Err(invalid_client("the certificate of this connection has ended"));
         }
         let entry = self.standing(&svid.spiffe_id, Some(&svid)).map_err(|why| invalid_client(why.0).because(why.1))?;
-        self.check_issued(&svid, &entry).await?;
+        let node = match &known {
+            Some(known) => known.node.clone(),
+            None => self.issued_through(&svid).await?,
+        };
+        let revoked = |kind| invalid_client("the workload is revoked").because(kind);
+        self.check_node(node.as_ref(), &entry).map_err(revoked)?;
+        if known.is_none() {
+            self.certificates.put(digest, Arc::new(KnownCertificate { svid: svid.clone(), node }));
+        }
         let (id, until) = (svid.spiffe_id.clone(), svid.not_after);
         Ok(Client { id, entry, certificate: Some(svid), until, bearer: None, once: None, method: "tls_client_auth" })
     }
@@ -138,15 +158,15 @@ impl TokenPlane {
         }
     }
 
-    /// A certificate of our own trust domain counts only if the ledger has it: what a stolen CA key signed was issued to
-    /// nobody. What came through a node that is stopped is stopped with it.
-    async fn check_issued(&self, svid: &X509Svid, entry: &Entry) -> Result<(), Refusal> {
+    /// The node through which a certificate was issued. One of our own trust domain counts only if the ledger has it: what a
+    /// stolen CA key signed was issued to nobody.
+    async fn issued_through(&self, svid: &X509Svid) -> Result<Option<SpiffeId>, Refusal> {
         if !svid.spiffe_id.is_member_of(&self.trust_domain) {
-            return Ok(());
+            return Ok(None);
         }
-        let row = self.stores.issued.by_serial(&svid.serial).await?.filter(|r| r.spiffe_id == svid.spiffe_id);
-        let row = row.ok_or_else(|| invalid_client("the certificate was not issued here"))?;
-        self.check_node(&row, entry).map_err(|kind| invalid_client("the workload is revoked").because(kind))
+        let row = self.stores.issued.by_serial(&svid.serial).await?;
+        let row = row.filter(|r| r.spiffe_id == svid.spiffe_id && Sha256::of(&r.der) == svid.sha256);
+        row.map(|r| r.lineage.node).ok_or_else(|| invalid_client("the certificate was not issued here"))
     }
 
     /// The certificate of the proof's key, for a client that showed none: it bounds the token as if it had been shown.
@@ -157,7 +177,8 @@ impl TokenPlane {
             return Ok(false);
         }
         self.standing(&client.id, Some(&svid)).map_err(|why| invalid_client(why.0).because(why.1))?;
-        self.check_node(&row, &client.entry).map_err(|kind| invalid_client("the workload is revoked").because(kind))?;
+        self.check_node(row.lineage.node.as_ref(), &client.entry)
+            .map_err(|kind| invalid_client("the workload is revoked").because(kind))?;
         client.until = client.until.min(svid.not_after);
         client.certificate = Some(svid);
         Ok(true)
@@ -172,8 +193,9 @@ impl TokenPlane {
         }
     }
 
-    fn check_node(&self, row: &IssuedCertificate, entry: &Entry) -> Result<(), String> {
-        let subject = Subject { node: row.lineage.node.clone(), ..Subject::workload(entry) };
+    /// What came through a node that is stopped is stopped with it.
+    fn check_node(&self, node: Option<&SpiffeId>, entry: &Entry) -> Result<(), String> {
+        let subject = Subject { node: node.cloned(), ..Subject::workload(entry) };
         let stopped = self.stores.revocations.watch().borrow().stops(&subject, self.stores.clock.now());
         stopped.map_or(Ok(()), |kind| Err(kind.to_string()))
     }
@@ -202,7 +224,7 @@ impl TokenPlane {
         let found = rows.into_iter().find_map(fits);
         let (svid, row) = found.ok_or_else(|| bad_assertion("signed by no certificate's key"))?;
         let entry = self.standing(&id, Some(&svid)).map_err(|why| bad_assertion(format!("{}: {}", why.0, why.1)))?;
-        self.check_node(&row, &entry).map_err(bad_assertion)?;
+        self.check_node(row.lineage.node.as_ref(), &entry).map_err(bad_assertion)?;
         let jti = text(&claims, "jti").unwrap_or_default();
         let digest = Sha256::of_parts(&[b"client-assertion\0", id.as_str().as_bytes(), b"\0", jti.as_bytes()]);
         let once = Some((digest, until.plus(Duration::from_mins(2))));

@@ -31,10 +31,11 @@ use crate::protocol::htu::Htu;
 use crate::protocol::nonce::NonceKey;
 use crate::protocol::policy::PolicyEngine;
 use crate::protocol::policy::mint::MintIntent;
+use crate::store::cache::{Bounded, Texts};
 use crate::store::replay::Spend;
 use crate::store::revocations::Stopper;
 use crate::store::{Stores, entropy};
-use crate::token::client::{Client, Form};
+use crate::token::client::{Client, Form, KnownCertificate};
 use crate::token::grants::{Grant, Subject};
 use crate::token::keys::TokenKeys;
 use crate::token::limits::Limits;
@@ -93,6 +94,10 @@ pub struct TokenPlane {
     pub limits: Limits,
     /// Origins whose pages may ask (CORS).
     pub cors: Vec<String>,
+    /// Parsed proof headers.
+    pub headers: Texts<Arc<ProofHeader>>,
+    /// Certificates that the ledger has, by the digest of their bytes.
+    pub certificates: Bounded<Sha256, Arc<KnownCertificate>>,
     /// Stops that are in force and not yet recorded.
     pub half_done: Mutex<HashSet<(RevocationKind, String)>>,
 }
@@ -143,7 +148,6 @@ impl TokenPlane {
         if client.entry.nonce_required && !judged.unspent.with_nonce {
             return Err(bad_proof(ProofError::Nonce));
         }
-        self.spend_assertion(&client).await?;
         let (grant, subject) = self.subject(&client, &form, jkt).await?;
         let offer = self.offer.load_full();
         let bounds = subject.bounds.as_ref();
@@ -156,6 +160,7 @@ impl TokenPlane {
         let verdict = self.decide(&offer.policy, &client, grant, &subject, resource, &granted)?;
         self.check_owner(&client, &subject).await?;
         self.spend(&judged).await?;
+        self.spend_assertion(&client).await?;
         self.tie(&client, &subject, jkt).await?;
         let assertion_sha256 = form.get("client_assertion").map(|a| Sha256::of(a.as_bytes()));
         let decided =
@@ -178,8 +183,23 @@ impl TokenPlane {
             epoch,
             nonce_required: self.nonce_required,
         };
-        let unspent = check(text, &want, now).map_err(bad_proof)?;
+        let unspent = self.check(text, &want, now).map_err(bad_proof)?;
         Ok(Judged { unspent, proof: DpopProof::new(text.to_owned()), epoch })
+    }
+
+    fn check(&self, text: &str, want: &Expected<'_>, now: Timestamp) -> Result<Unspent, ProofError> {
+        let parts = dpop::split(text)?;
+        let known = self.headers.get(parts.header);
+        let header = match &known {
+            Some(header) => header.clone(),
+            None => Arc::new(ProofHeader::parse(&parts)?),
+        };
+        let claims = ProofClaims::parse(&parts)?;
+        let unspent = dpop::verify(&parts, &header, &claims, want, now)?;
+        if known.is_none() {
+            self.headers.keep(parts.header, header);
+        }
+        Ok(unspent)
     }
 
     /// By default the proof's key is a certificate's: one key, one identity (T2).
@@ -284,7 +304,7 @@ impl TokenPlane {
         }
         self.stores.evidence.append(Staged { leaf: Leaf { time: now, event }, openings }).await?;
         metrics::counter!("popgate_tokens_minted_total", "grant" => <&str>::from(grant)).increment(1);
-        tracing::info!(%request_id, spiffe_id = %claims.client_id, audience = claims.aud, scope = claims.scope, "token minted");
+        tracing::debug!(%request_id, spiffe_id = %claims.client_id, audience = claims.aud, scope = claims.scope, "token minted");
         let expires_in = claims.exp.since(now).as_secs();
         Ok(Minted { token, expires_in, scope: claims.scope, details: claims.details, grant })
     }
@@ -326,13 +346,6 @@ async fn read(headers: &HeaderMap, body: Body) -> Result<(Form, Vec<String>), Re
     }
     let bytes = body::read(body, MAX_FORM).await.map_err(|e| refuse(e.to_string()))?;
     mint::single(form::parse(&bytes).map_err(|e| refuse(e.to_string()))?)
-}
-
-fn check(text: &str, want: &Expected<'_>, now: Timestamp) -> Result<Unspent, ProofError> {
-    let parts = dpop::split(text)?;
-    let header = ProofHeader::parse(&parts)?;
-    let claims = ProofClaims::parse(&parts)?;
-    dpop::verify(&parts, &header, &claims, want, now)
 }
 
 fn bad_proof(error: ProofError) -> Refusal {

@@ -14,17 +14,18 @@ use crate::domain::revocation::{RevocationKind, RevocationSet};
 use crate::domain::time::Timestamp;
 use crate::net::files;
 use crate::net::listener::Drain;
-use crate::protocol::security_event::{Effect, SecurityEvent};
+use crate::protocol::jws::Compact;
+use crate::protocol::security_event::{self, Effect, SecurityEvent};
 use crate::store::revocations::NewRevocation;
 use crate::token::endpoint::TokenPlane;
 use crate::trust::TrustError;
 use crate::trust::events::Transmitter;
 use crate::trust::providers::LONGEST_STATEMENT;
 
-/// How long an event is remembered, so that it counts once.
-const REMEMBERED: Duration = Duration::from_hours(90 * 24);
 /// Between two fetches that found nothing.
 const PAUSE: Duration = Duration::from_secs(5);
+/// Between two fetches where there is more, or something to acknowledge.
+const SHORT_PAUSE: Duration = Duration::from_millis(200);
 /// After a first failure, doubled by each further one.
 const FIRST_PAUSE: Duration = Duration::from_millis(500);
 /// The longest of those.
@@ -57,16 +58,20 @@ impl TokenPlane {
     /// Takes a pushed event; `bearer` is what the push was authorised by.
     pub async fn pushed(&self, token: &str, bearer: Option<&str>) -> Result<(), EventError> {
         let now = self.stores.clock.now();
-        for transmitter in &self.transmitters {
+        for transmitter in self.transmitters.iter().filter(|t| t.is_named_by(token)) {
+            // Before anything of it is looked at: a stranger is told no more than that.
+            authorised(transmitter, bearer)?;
             let event = match transmitter.verify(token, &self.issuer, now).await {
                 Ok(None) => continue,
                 Ok(Some(event)) => event,
                 Err(error) => return Err(told(error)),
             };
-            authorised(transmitter, bearer)?;
             return self.apply(&event, now).await.map_err(Into::into);
         }
-        Err(fail("invalid_issuer", "its issuer is none whose events are taken here"))
+        match Compact::split(token).and_then(|c| c.payload_object()) {
+            Ok(_) => Err(fail("invalid_issuer", "its issuer is none whose events are taken here")),
+            Err(error) => Err(fail("invalid_request", format!("it is no security event token: {error}"))),
+        }
     }
 
     /// Does what an event asks for, once.
@@ -89,7 +94,7 @@ impl TokenPlane {
             }
         }
         // Remembered after it is done: whoever gets no answer sends it again.
-        let _ = self.stores.statements.tie(digest, Jkt([0; 32]), now.plus(REMEMBERED), now).await?;
+        let _ = self.stores.statements.tie(digest, Jkt([0; 32]), now.plus(security_event::REMEMBERED), now).await?;
         metrics::counter!("popgate_security_events_total", "provider" => event.provider.clone()).increment(1);
         tracing::info!(provider = event.provider, kinds, effect = ?event.effect, "security event");
         Ok(())
@@ -101,7 +106,9 @@ impl TokenPlane {
         let end = new.until.unwrap_or(Timestamp::from_unix(Timestamp::MAX_SECONDS));
         let name = (new.kind, new.value.clone());
         let set: Arc<RevocationSet> = self.stores.revocations.watch().borrow().clone();
-        if set.names_until(new.kind, &new.value, end) && !self.half_done(|half| half.contains(&name)) {
+        // A session's end is about its moment: each is made.
+        let standing = new.kind != RevocationKind::Session && set.names_until(new.kind, &new.value, end);
+        if standing && !self.half_done(|half| half.contains(&name)) {
             return Ok(());
         }
         let done = self.stopper.stop(new).await;
@@ -122,7 +129,8 @@ impl TokenPlane {
             let wait = match self.fetch(index, &mut done, &mut failed).await {
                 Ok(more) => {
                     patience = FIRST_PAUSE;
-                    if more || !done.is_empty() || !failed.is_empty() { Duration::ZERO } else { PAUSE }
+                    // Never at once: who sends the same again whatever it is told would be asked without end.
+                    if more || !done.is_empty() || !failed.is_empty() { SHORT_PAUSE } else { PAUSE }
                 }
                 Err(error) => {
                     let provider = &self.transmitters[index].name;
@@ -160,6 +168,7 @@ impl TokenPlane {
             crate::protocol::json::parse_object(&answer).map_err(|e| format!("the answer is not JSON: {e}"))?;
         let sets = answer.get("sets").and_then(Value::as_object).cloned().unwrap_or_default();
         let now = self.stores.clock.now();
+        let mut undone = None;
         for (jti, set) in sets {
             let set = set.as_str().unwrap_or_default();
             let outcome = match transmitter.verify(set, &self.issuer, now).await {
@@ -171,15 +180,16 @@ impl TokenPlane {
             };
             match outcome {
                 Ok(()) => done.push(jti),
-                // Ours to do again: it is not acknowledged, so it comes again.
-                Err(error) if error.status >= 500 => return Err(error.detail),
+                // Ours to do again: it is not acknowledged, so it comes again. The others are done meanwhile.
+                Err(error) if error.status >= 500 => undone = Some(error.detail),
                 Err(error) => {
                     tracing::warn!(provider = transmitter.name, error = error.detail, "a security event is refused");
                     failed.insert(jti, json!({"err": error.code, "description": error.detail}));
                 }
             }
         }
-        Ok(answer.get("moreAvailable").and_then(Value::as_bool).unwrap_or(false))
+        let more = answer.get("moreAvailable").and_then(Value::as_bool).unwrap_or(false);
+        undone.map_or(Ok(more), Err)
     }
 }
 

@@ -127,10 +127,10 @@ fn distrusted(error: TrustError, code: OauthError, what: &str) -> Refusal {
     match error {
         TrustError::Refused(why) => refused(
             code,
-            format!("the {what} is not accepted here: is its issuer trusted, its audience this issuer, has it not expired, and does a mapping rule fit? `popgate trust test` tells which"),
+            format!("the {what} is not accepted here: is its issuer trusted, its audience the one that is configured, is it in force and made within a day, and does a mapping rule fit? the service's operator is told which, and can try it with `popgate trust test --grant`"),
         )
         .because(why),
-        TrustError::Away(cause) => Refusal::unavailable("the identity provider's keys", cause),
+        TrustError::Away(cause) => Refusal::unavailable("the identity provider's key set or certificate file", cause),
     }
 }
 
@@ -140,8 +140,10 @@ impl TokenPlane {
         let now = self.stores.clock.now();
         let kind =
             form.get("grant_type").ok_or_else(|| refused(OauthError::InvalidRequest, "grant_type is missing"))?;
-        let grant: Grant = kind.parse().map_err(|_| {
-            let detail = format!("the grant types offered here are: {}", self.grant_types().join(" "));
+        let offered = self.grant_types();
+        let grant = kind.parse().ok().filter(|grant: &Grant| offered.contains(&<&str>::from(grant)));
+        let grant: Grant = grant.ok_or_else(|| {
+            let detail = format!("the grant types offered here are: {}", offered.join(" "));
             refused(OauthError::UnsupportedGrantType, detail)
         })?;
         if let Some(forged) = ["act", "may_act"].iter().find(|name| form.contains_key(**name)) {

@@ -84,6 +84,11 @@ pub fn granted(entry: &Entry, resource: &Resource, bounds: Option<&Bounds>, form
         return Ok(Granted { scope, details });
     };
     let names: Vec<&str> = asked.split(' ').collect();
+    let within = |action: &&String| names.iter().any(|name| operation_matches(name, action));
+    if let Some(beyond) = details.iter().flat_map(|d| &d.actions).find(|a| !within(a)) {
+        let detail = format!("authorization_details has {beyond}, which the scope asked for does not cover");
+        return Err(Refusal::new(400, "details", detail).with_error(OauthError::InvalidAuthorizationDetails));
+    }
     // RFC 6749 section 3.3: scope tokens are of printable characters less `"` and `\`.
     let legal = |n: &&str| !n.is_empty() && n.bytes().all(|b| b.is_ascii_graphic() && b != b'"' && b != b'\\');
     if !names.iter().all(legal) {
@@ -112,7 +117,9 @@ fn details(entry: &Entry, resource: &Resource, bounds: Option<&Bounds>, form: &F
         }
     }
     if !inherited.is_empty() && !authorization_details::all_within(&asked, inherited) {
-        return Err(refuse("they reach beyond those of the token that is exchanged".into()));
+        let detail =
+            "they reach beyond those of the token that is exchanged; of one with uses, actions and object stay, too";
+        return Err(refuse(detail.into()));
     }
     Ok(asked)
 }

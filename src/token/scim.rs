@@ -83,7 +83,7 @@ impl TokenPlane {
         let mut users = self.stores.scim_users.list(&client.name).await?;
         if let Some((attribute, value)) = wanted {
             users.retain(|u| match attribute {
-                "username" => u.user_name.eq_ignore_ascii_case(&value),
+                "username" => u.user_name.to_lowercase() == value.to_lowercase(),
                 "externalid" => u.external_id.as_deref() == Some(&value),
                 _ => u.id == value,
             });
@@ -106,7 +106,7 @@ impl TokenPlane {
 
     /// `POST /Users`.
     pub async fn scim_create(&self, client: &ScimTrust, resource: Value) -> Answer {
-        let user = user(client, entropy::random_id(), folded(resource)?)?;
+        let user = self.scim_user(client, entropy::random_id(), folded(resource)?)?;
         let person = person(client, &user)?;
         // Whether or not such a user is known already, the person is gone.
         if !is_active(&user.body) {
@@ -129,7 +129,10 @@ impl TokenPlane {
         if !is_active(&resource) {
             self.scim_tell(client, &person, false).await?;
         }
-        self.scim_keep(client, &person, user(client, id.to_owned(), resource)?).await
+        {
+            let user = self.scim_user(client, id.to_owned(), resource)?;
+            self.scim_keep(client, &person, user).await
+        }
     }
 
     /// `PATCH /Users/{id}` (RFC 7644 section 3.5.2).
@@ -141,11 +144,35 @@ impl TokenPlane {
         if operations.iter().any(deactivates) {
             self.scim_tell(client, &person, false).await?;
         }
-        let mut resource = before.body;
-        for operation in operations {
-            patched(&mut resource, operation)?;
+        let gone = operations.iter().any(deactivates);
+        let mut resource = before.body.clone();
+        let done = operations.iter().try_for_each(|operation| patched(&mut resource, operation));
+        let changed = done.map_err(ScimError::from).and_then(|()| self.scim_user(client, id.to_owned(), resource));
+        let kept = match changed {
+            Ok(user) => self.scim_keep(client, &person, user).await,
+            Err(error) => Err(error),
+        };
+        match kept {
+            Err(error) if gone && error.status == 400 => Err(self.scim_only_stopped(before, error).await?),
+            kept => kept,
         }
-        self.scim_keep(client, &person, user(client, id.to_owned(), resource)?).await
+    }
+
+    /// Keeps of a refused patch that its user is gone, which is in force, and says so.
+    async fn scim_only_stopped(&self, mut user: ScimUser, error: ScimError) -> Result<ScimError, ScimError> {
+        user.body["active"] = false.into();
+        self.stores.scim_users.replace(&user).await?;
+        let detail =
+            format!("the user is deactivated and stopped; the rest of the patch was not carried out: {}", error.detail);
+        Ok(ScimError { detail, ..error })
+    }
+
+    /// A checked user of this service.
+    fn scim_user(&self, client: &ScimTrust, id: String, resource: Value) -> Result<ScimUser, ScimError> {
+        let mut user = user(client, id, resource)?;
+        let location = format!("{}/scim/v2/Users/{}", self.issuer, user.id);
+        user.body["meta"] = json!({"resourceType": "User", "location": location});
+        Ok(user)
     }
 
     /// `DELETE /Users/{id}`.
@@ -197,7 +224,6 @@ fn user(client: &ScimTrust, id: String, resource: Value) -> Result<ScimUser, Sci
     if Value::Object(members.clone()).to_string().len() > MAX_USER {
         return Err(bad("tooMany", "a user is at most 64 KiB of JSON"));
     }
-    members.insert("meta".into(), json!({"resourceType": "User"}));
     let user = ScimUser { provider: client.name.clone(), id, user_name, external_id, body: Value::Object(members) };
     person(client, &user)?;
     Ok(user)

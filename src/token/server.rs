@@ -29,7 +29,7 @@ const MAX_DOCUMENT: usize = 256 * 1024;
 
 /// The listener's routes.
 pub fn router(plane: Arc<TokenPlane>) -> Router {
-    Router::new()
+    let router = Router::new()
         .route("/token", post(token))
         .route("/introspect", post(introspection))
         .route("/revoke", post(revocation))
@@ -41,8 +41,17 @@ pub fn router(plane: Arc<TokenPlane>) -> Router {
         .route("/scim/v2/ResourceTypes", get(scim_types))
         .route("/scim/v2/Users", get(scim_users).post(scim_user))
         .route("/scim/v2/Users/{id}", get(scim_user).put(scim_user).patch(scim_user).delete(scim_user))
-        .layer(middleware::from_fn_with_state(plane.clone(), cross_origin))
-        .with_state(plane)
+        .fallback(nothing_here)
+        .method_not_allowed_fallback(async || {
+            nothing(StatusCode::METHOD_NOT_ALLOWED, "this method is not offered here")
+        });
+    // What no page may ask goes past nothing that looks for pages.
+    let router = if plane.cors.is_empty() {
+        router
+    } else {
+        router.layer(middleware::from_fn_with_state(plane.clone(), cross_origin))
+    };
+    router.with_state(plane)
 }
 
 type Plane = State<Arc<TokenPlane>>;
@@ -181,7 +190,7 @@ async fn events(State(plane): Plane, Extension(peer): From, request: Request<Bod
         Err(error) => {
             tracing::warn!(status = error.status, code = error.code, detail = error.detail, "event refused");
             let status = StatusCode::from_u16(error.status).unwrap_or(StatusCode::BAD_REQUEST);
-            answer(status, &json!({"err": error.code, "description": described(&error.detail)}))
+            challenged(answer(status, &json!({"err": error.code, "description": described(&error.detail)})))
         }
     }
 }
@@ -189,6 +198,17 @@ async fn events(State(plane): Plane, Extension(peer): From, request: Request<Bod
 fn bearer(headers: &HeaderMap) -> Option<&str> {
     let (scheme, token) = headers.get(header::AUTHORIZATION)?.to_str().ok()?.split_once(' ')?;
     scheme.eq_ignore_ascii_case("bearer").then_some(token.trim())
+}
+
+async fn nothing_here(request: Request<Body>) -> Response<Body> {
+    if request.uri().path().starts_with("/scim/") {
+        return scim_answer(Err(Refusal::new(404, "not-found", "of SCIM, Users is offered here").into()));
+    }
+    nothing(StatusCode::NOT_FOUND, "nothing is here; /.well-known/oauth-authorization-server tells what is where")
+}
+
+fn nothing(status: StatusCode, detail: &str) -> Response<Body> {
+    answer(status, &json!({"error": "invalid_request", "error_description": detail}))
 }
 
 async fn scim_configuration() -> Response<Body> {
@@ -250,7 +270,17 @@ fn scim_answer(result: Result<(u16, Value), ScimError>) -> Response<Body> {
     let status = StatusCode::from_u16(status).unwrap_or(StatusCode::BAD_REQUEST);
     let body = if document.is_null() { String::new() } else { document.to_string() };
     let mut response = text(status, "application/scim+json", body);
-    if status == StatusCode::UNAUTHORIZED {
+    // RFC 7644 section 3.3: where a new user is.
+    let location = document["meta"]["location"].as_str().filter(|_| status == StatusCode::CREATED);
+    if let Some(location) = location.and_then(|l| HeaderValue::from_str(l).ok()) {
+        response.headers_mut().insert(header::LOCATION, location);
+    }
+    challenged(response)
+}
+
+/// RFC 9110 section 15.5.2: a 401 says what would do.
+fn challenged(mut response: Response<Body>) -> Response<Body> {
+    if response.status() == StatusCode::UNAUTHORIZED {
         response.headers_mut().insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
     }
     response

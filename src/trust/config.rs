@@ -1,7 +1,7 @@
 //! `[[trust.oidc]]`, `[[trust.kubernetes]]`, `[[trust.x509]]`, `[[trust.saml]]`, `[[trust.scim]]`.
 
 use std::collections::BTreeMap;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
@@ -271,6 +271,29 @@ impl TrustConfig {
     }
 }
 
+impl TrustConfig {
+    /// Files that are named and cannot be read: what needs them is refused until they can.
+    pub fn missing(&self, base: &Path) -> Vec<String> {
+        let mut named: Vec<(&str, &Option<PathBuf>)> = Vec::new();
+        for trust in &self.oidc {
+            let keys = [&trust.keys.file, &trust.keys.ca_file, &trust.keys.decryption_key_file];
+            named.extend(keys.map(|file| (trust.name.as_str(), file)));
+            let events = trust.events.iter().flat_map(|e| [&e.push_token_file, &e.poll_token_file]);
+            named.extend(events.map(|file| (trust.name.as_str(), file)));
+        }
+        let certificates: Vec<(&str, Option<PathBuf>)> =
+            self.saml.iter().map(|t| (t.name.as_str(), Some(t.certificates_file.clone()))).collect();
+        named.extend(certificates.iter().map(|(name, file)| (*name, file)));
+        named.extend(self.saml.iter().map(|t| (t.name.as_str(), &t.decryption_key_file)));
+        let unreadable = |(name, file): (&str, &Option<PathBuf>)| {
+            let path = base.join(file.as_ref()?);
+            let error = std::fs::File::open(&path).err()?;
+            Some(format!("trust {name:?}: {} cannot be read ({error}); what needs it is refused", path.display()))
+        };
+        named.into_iter().filter_map(unreadable).collect()
+    }
+}
+
 /// Names that can be given to somebody else, and the claims that cannot (GitHub's and GitLab's).
 const RENAMED: [(&str, &[&str]); 8] = [
     ("repository", &["repository_id"]),
@@ -282,6 +305,9 @@ const RENAMED: [(&str, &[&str]); 8] = [
     ("ci_config_ref_uri", &LASTING),
     ("job_project_path", &LASTING),
 ];
+/// Claims of other platforms that say whose a job is.
+const OWNERS: [&str; 5] =
+    ["enterprise_id", "organization_id", "workspace_id", "account_id", "oidc.circleci.com/project-id"];
 const LASTING: [&str; 4] = ["repository_id", "repository_owner_id", "project_id", "namespace_id"];
 
 fn check_rules(name: &str, rules: &[MapRule], speaks: Option<Speaks>) -> Result<(), String> {
@@ -293,9 +319,15 @@ fn check_rules(name: &str, rules: &[MapRule], speaks: Option<Speaks>) -> Result<
         return Err(format!("trust {name:?} has `map` rules and no `grants`, so they would never be read"));
     }
     for rule in rules {
-        if speaks == Some(Speaks::Jobs) && rule.claims.is_empty() {
+        let exact = |v: &Values| v.iter().all(|v| !v.ends_with('*'));
+        let whose = |(claim, values): (&String, &Values)| {
+            LASTING.contains(&claim.as_str()) || OWNERS.contains(&claim.as_str()) || (claim == "sub" && exact(values))
+        };
+        if speaks == Some(Speaks::Jobs) && !rule.claims.iter().any(whose) {
             return Err(format!(
-                "trust {name:?}: a rule without `claims` fits every job of the issuer, whosever it is: name whose"
+                "trust {name:?}: a rule that does not name whose job it is fits everybody's: name one of {}, {}, or a whole sub",
+                LASTING.join(", "),
+                OWNERS.join(", ")
             ));
         }
         let paths = |v: &String| v.starts_with("repo:") || v.starts_with("project_path:");
@@ -347,6 +379,9 @@ mod tests {
         for claims in [
             "",
             "claims = {}",
+            "claims = { ref = \"refs/heads/main\" }",
+            "claims = { run_id = \"7\", workflow = \"deploy\" }",
+            "claims = { sub = \"team:*\" }",
             "claims = { repository = \"acme/site\" }",
             "claims = { repository = \"acme/site\", repository_owner_id = \"1\" }",
             "claims = { repository_owner = \"acme\" }",
@@ -365,7 +400,8 @@ mod tests {
             "claims = { repository_id = \"74\", repository = \"acme/*\" }",
             "claims = { project_id = \"7\", project_path = \"acme/site\" }",
             "claims = { sub = \"repo:acme/site:*\", repository_id = \"74\" }",
-            "claims = { pipeline = \"deploy\" }",
+            "claims = { organization_id = \"o-1\", pipeline = \"deploy\" }",
+            "claims = { sub = \"organization:acme:pipeline:deploy\" }",
             "claims = { repository_id = \"74\" }\neach = \"environment\"\nprefix = \"env:\"",
         ] {
             check(jobs, &format!("{claims}\n{groups}")).unwrap_or_else(|e| panic!("{claims}: {e}"));

@@ -46,6 +46,11 @@ impl Transmitter {
         }))
     }
 
+    /// Whether a text says that it is this transmitter's; nothing of it is verified.
+    pub fn is_named_by(&self, token: &str) -> bool {
+        self.issuer.is_named_by(token)
+    }
+
     /// Verifies an event token; none if it names another issuer. It has no end: what was said once stays said.
     pub async fn verify(
         &self,

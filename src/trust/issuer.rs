@@ -61,6 +61,12 @@ impl TokenIssuer {
         &self.issuer
     }
 
+    /// Whether a text says that it is this issuer's; nothing of it is verified.
+    pub fn is_named_by(&self, token: &str) -> bool {
+        let claims = Compact::split(token).and_then(|c| c.payload_object());
+        claims.is_ok_and(|c| c.get("iss").and_then(Value::as_str) == Some(&self.issuer))
+    }
+
     /// The token in clear: itself, or what it holds if it is encrypted to us (RFC 7516, a nested JWT of RFC 7519 section 2).
     pub fn open(&self, token: &str) -> Result<String, TrustError> {
         if token.len() > jwt::MAX_JWT {

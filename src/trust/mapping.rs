@@ -88,7 +88,10 @@ fn apply(rule: &MapRule, facts: &Facts) -> Result<Vec<String>, String> {
     }
     let each = rule.each.as_ref().map_or(&none, |claim| of(claim));
     let sound = |value: &&String| !value.is_empty() && value.len() <= 256 && !value.chars().any(char::is_control);
-    let each = each.iter().filter(sound).map(|value| format!("{}{value}", rule.prefix));
+    let each: Vec<String> = each.iter().filter(sound).map(|value| format!("{}{value}", rule.prefix)).collect();
+    if let Some(claim) = rule.each.as_ref().filter(|_| each.is_empty()) {
+        return Err(format!("{claim} names no group"));
+    }
     Ok(rule.groups.iter().cloned().chain(each).collect())
 }
 
@@ -143,7 +146,15 @@ mod tests {
         let claims = json!({"groups": ["a", "b", {"no": 1}, "x\u{7}"]});
         assert_eq!(groups(text, &claims), Some(vec!["corp:a".to_owned(), "corp:b".to_owned()]));
         assert_eq!(groups(text, &json!({"groups": "one"})), Some(vec!["corp:one".to_owned()]));
-        assert_eq!(groups(text, &json!({})), Some(vec![]), "a person without groups is a person");
+        for none in [json!({}), json!({"groups": []}), json!({"groups": {"a": 1}}), json!({"groups": ""})] {
+            assert_eq!(
+                groups(text, &none),
+                None,
+                "whoever is in no group is let in by another rule or not at all: {none}"
+            );
+        }
+        let everybody = format!("{text}[[map]]\n");
+        assert_eq!(groups(&everybody, &json!({})), Some(vec![]));
     }
 
     #[test]

@@ -12,7 +12,7 @@ use crate::domain::time::Timestamp;
 use crate::net::fetch::FetchError;
 use crate::protocol::claims::{numeric_date, text};
 use crate::protocol::jws::Compact;
-use crate::protocol::jwt::{PLAIN, has_audience};
+use crate::protocol::jwt::{LEEWAY, PLAIN, has_audience};
 use crate::trust::TrustError;
 use crate::trust::config::{MapRule, OidcTrust, Speaks, TrustConfig};
 use crate::trust::issuer::TokenIssuer;
@@ -74,11 +74,22 @@ impl Explained {
         if statement.remembered > now.plus(LONGEST_STATEMENT) {
             return Err(TrustError::Refused("it ends more than a day from now".into()));
         }
+        // An ended session stops what was said before, for as long as that could be said again: so its life is bounded, too.
+        let life = Duration::from_secs(LEEWAY) + LONGEST_STATEMENT;
+        match statement.issued_at {
+            Some(made) if statement.remembered > made.plus(life) => {
+                return Err(TrustError::Refused("it is good for more than a day".into()));
+            }
+            None if statement.speaks == Speaks::People => {
+                return Err(TrustError::Refused("it does not say when it was made".into()));
+            }
+            _ => {}
+        }
         Ok(statement)
     }
 }
 
-/// Longest life of a statement from now on: what ends a session is kept as long.
+/// Longest life of a statement: what ends a session is kept as long.
 pub const LONGEST_STATEMENT: Duration = Duration::from_hours(24);
 
 /// Where a statement must be for.

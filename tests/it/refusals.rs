@@ -277,6 +277,7 @@ fn details(sts: &Sts) -> Area<'_> {
         ("fewer uses than none", one(r#""actions":["tot.read"],"uses":-1"#)),
         ("half a use", one(r#""actions":["tot.read"],"uses":0.5"#)),
         ("more uses than can be counted", one(r#""actions":["tot.read"],"uses":4294967296"#)),
+        ("one that the scope asked for does not cover", one(r#""actions":["tot.read"]"#)),
         (
             "seventeen of them",
             format!("[{}]", vec![r#"{"type":"popgate_operation","actions":["tot.read"]}"#; 17].join(",")),
@@ -285,6 +286,9 @@ fn details(sts: &Sts) -> Area<'_> {
     for (fault, text) in faults {
         area.row(fault, (400, "invalid_authorization_details"), |a| {
             a.set("authorization_details", text);
+            if fault.contains("scope") {
+                a.set("scope", "tot.run");
+            }
         });
     }
     area

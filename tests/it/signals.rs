@@ -243,6 +243,7 @@ async fn each_bad_push_has_its_own_error_and_stops_nobody() {
     ] {
         let told = plain(&sts.service, &solver, "POST", "/ssf/events", &headers, &token).await;
         assert_eq!((told.status, told.json["err"].as_str().unwrap_or_default()), want, "{what}: {}", told.text);
+        assert_eq!(told.headers.contains_key("www-authenticate"), told.status == 401, "{what}");
     }
     assert!(stops(&sts.service).await.is_empty());
     // What asks for nothing here is taken, and does nothing.
@@ -339,12 +340,20 @@ async fn scim_clients_find_users_and_are_told_what_is_wrong() {
     let user = |name: &str| json!({"userName": name, "externalId": name});
     let created = scim(&sts, &solver, "POST", "/Users", &user("dana")).await;
     assert_eq!(created.headers["content-type"], "application/scim+json");
+    assert_eq!(
+        created.json["meta"]["location"].as_str(),
+        created.headers["location"].to_str().ok(),
+        "RFC 7644 section 3.3"
+    );
     let id = created.json["id"].as_str().expect("an id").to_owned();
     scim(&sts, &solver, "POST", "/Users", &user("erin")).await;
     let listed = scim(&sts, &solver, "GET", "/Users?filter=userName%20eq%20%22DANA%22", &Value::Null).await;
     assert_eq!((&listed.json["totalResults"], &listed.json["Resources"][0]["id"]), (&json!(1), &json!(id)));
+    scim(&sts, &solver, "POST", "/Users", &json!({"userName": "Ärne", "externalId": "arne"})).await;
+    let listed = scim(&sts, &solver, "GET", "/Users?filter=userName%20eq%20%22%C3%84RNE%22", &Value::Null).await;
+    assert_eq!(listed.json["totalResults"], 1, "names have no case in any script");
     let all = scim(&sts, &solver, "GET", "/Users?count=1&startIndex=2", &Value::Null).await;
-    assert_eq!((&all.json["totalResults"], &all.json["itemsPerPage"]), (&json!(2), &json!(1)));
+    assert_eq!((&all.json["totalResults"], &all.json["itemsPerPage"]), (&json!(3), &json!(1)));
     assert_eq!(scim(&sts, &solver, "GET", &format!("/Users/{id}"), &Value::Null).await.json["userName"], "dana");
     for path in ["/ServiceProviderConfig", "/ResourceTypes"] {
         assert_eq!(scim(&sts, &solver, "GET", path, &Value::Null).await.status, 200, "{path}");
@@ -411,6 +420,37 @@ async fn scim_clients_find_users_and_are_told_what_is_wrong() {
         assert_eq!((told.status, &told.headers["www-authenticate"]), (401, &"Bearer".parse().expect("a value")));
     }
     assert!(stops(&sts.service).await.is_empty());
+    let elsewhere = scim(&sts, &solver, "GET", "/Groups", &Value::Null).await;
+    assert_eq!((elsewhere.status, &elsewhere.json["status"]), (404, &json!("404")), "{}", elsewhere.text);
+    // A deactivation is carried out whatever else is wrong, and the answer says so.
+    let both =
+        json!({"Operations": [{"op": "replace", "path": "active", "value": false}, {"op": "move", "path": "x"}]});
+    let told = scim(&sts, &solver, "PATCH", &at, &both).await;
+    assert_eq!(told.status, 400, "{}", told.text);
+    assert!(told.text.contains("deactivated and stopped"), "{}", told.text);
+    assert_eq!(stops(&sts.service).await.len(), 1);
+    assert_eq!(scim(&sts, &solver, "GET", &at, &Value::Null).await.json["active"], false);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_ended_session_is_no_shortcut_for_the_next_one() {
+    let sts = Sts::start().await;
+    let solver = sts.service.solver().await;
+    let jane = format!("{}#jane", sts.people_url);
+    let stop = json!({"kind": "session", "value": jane, "reason": "by hand, without an end"});
+    sts.service.admin(Method::POST, "/v1/revocations", Some(stop)).await.expect("stops");
+    let again = wait_for(
+        || async {
+            let statement = sts.people.token(&sts.person("jane"));
+            let told = sts.ask(SOLVER, JWT_BEARER, &[("assertion", &statement)]).send(&sts.service, &solver).await;
+            (told.status == 200).then(|| told.token().to_owned())
+        },
+        "a token on a new word",
+    )
+    .await;
+    let ended = sts.people.typed("secevent+jwt", &event(&sts, &format!("{CAEP}session-revoked"), "jane"));
+    assert_eq!(push(&sts, &solver, &ended).await.status, 202);
+    assert_eq!(sts.call(&solver, "GET", "/v1/runs/r1", &again).await.0, 401, "what was begun since ends, too");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

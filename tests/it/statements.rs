@@ -80,6 +80,8 @@ fn people(sts: &Sts) -> Area<'_> {
         ("without exp", without("exp")),
         ("an exp that is a text", member("exp", (now() + 60).to_string().into())),
         ("for longer than a day", member("exp", (now() + 100_000).into())),
+        ("good for more than a day", member("iat", (now() - 200_000).into())),
+        ("one that does not say when it was made", without("iat")),
         ("not valid yet", member("nbf", (now() + 100).into())),
         ("without sub", without("sub")),
         ("a sub with a space", member("sub", "jane doe".into())),

@@ -288,9 +288,14 @@ impl Service {
 
     /// Kills the process as a power cut would and starts it again on the same data and ports.
     pub fn crash_and_restart(&mut self) {
+        self.crash();
+        self.restart();
+    }
+
+    /// Kills the process.
+    pub fn crash(&mut self) {
         self.child.kill().expect("kills");
         self.child.wait().expect("waits");
-        self.restart();
     }
 
     /// Another process on a copy of the data of one that has stopped, on ports of its own.

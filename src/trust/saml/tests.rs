@@ -190,6 +190,8 @@ fn g4_audience_recipient_times_and_conditions_are_held_to() {
         ("a part of its own", "<saml:AttributeStatement>".into(), "<x xmlns=\"urn:x\"/><saml:AttributeStatement>".into()),
         ("an encrypted attribute", "<saml:Attribute Name".into(), "<saml:EncryptedAttribute/><saml:Attribute Name".into()),
         ("a subject's part", "<saml:SubjectConfirmation ".into(), "<saml:BaseID/><saml:SubjectConfirmation ".into()),
+        ("a name of who alone may present it", "<saml:SubjectConfirmationData ".into(), "<saml:NameID>other</saml:NameID><saml:SubjectConfirmationData ".into()),
+        ("an address from which alone it may come", "<saml:SubjectConfirmationData ".into(), "<saml:SubjectConfirmationData Address=\"192.0.2.1\" ".into()),
         ("a name of another domain", "<saml:NameID>".into(), "<saml:NameID NameQualifier=\"https://other.example\">".into()),
         ("a name for another service", "<saml:NameID>".into(), "<saml:NameID SPNameQualifier=\"https://other.example\">".into()),
         ("a hidden namespace", "<saml:AttributeStatement>".into(), format!("<x:AttributeStatement xmlns:x=\"{}\"><x:Attribute Name=\"a\"/></x:AttributeStatement><saml:AttributeStatement>", SAML.replace("tion", "ti&#111;n"))),
