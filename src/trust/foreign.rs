@@ -110,3 +110,7 @@ fn verifies(jwk: &Value, alg: &str, message: &[u8], signature: &[u8]) -> bool {
     }
     EdDSA.verifier_from_jwk(&jwk).is_ok_and(|v| v.verify(message, signature).is_ok())
 }
+
+#[cfg(test)]
+#[path = "foreign/tests.rs"]
+mod tests;
