@@ -89,15 +89,15 @@ impl Element {
         for attribute in start.attributes() {
             let attribute = attribute.map_err(|e| format!("an attribute: {e}"))?;
             named(attribute.key)?;
+            if attribute.value.contains('<') {
+                return Err("an attribute with a `<`, which XML does not allow".into());
+            }
             if attribute.key.as_namespace_binding().is_some() {
                 // Bound as it is written: a reference or a space in it is read in different ways.
                 if attribute.value.contains(|c: char| c == '&' || c.is_ascii_whitespace()) {
                     return Err("a namespace that is not written plainly".into());
                 }
                 continue;
-            }
-            if attribute.value.contains('<') {
-                return Err("an attribute with a `<`, which XML does not allow".into());
             }
             let (resolved, local) = resolver.resolve_attribute(attribute.key);
             let namespace = uri(&resolved)?;
@@ -207,6 +207,7 @@ mod tests {
             "<a x=\"1\" x=\"2\"/>",
             "<a x=\"&b;\"/>",
             "<a x=\"<\"/>",
+            "<a xmlns=\"urn:x<\"/>",
             "<\u{1}<!--x/>",
             "<a<b/>",
             "<a:b:c xmlns:a=\"urn:x\"/>",
