@@ -126,13 +126,12 @@ impl TokenPlane {
         let person = person(client, &before)?;
         let resource = folded(resource)?;
         // The stop comes first: whatever else is wrong with the request, the person is gone.
-        if !is_active(&resource) {
+        let gone = !is_active(&resource);
+        if gone {
             self.scim_tell(client, &person, false).await?;
         }
-        {
-            let user = self.scim_user(client, id.to_owned(), resource)?;
-            self.scim_keep(client, &person, user).await
-        }
+        let changed = self.scim_user(client, id.to_owned(), resource);
+        self.scim_changed(client, before, changed, gone).await
     }
 
     /// `PATCH /Users/{id}` (RFC 7644 section 3.5.2).
@@ -141,30 +140,39 @@ impl TokenPlane {
         let person = person(client, &before)?;
         let operations = patch.get("Operations").and_then(Value::as_array);
         let operations = operations.ok_or_else(|| bad("invalidSyntax", "Operations is missing"))?;
-        if operations.iter().any(deactivates) {
+        let gone = operations.iter().any(deactivates);
+        if gone {
             self.scim_tell(client, &person, false).await?;
         }
-        let gone = operations.iter().any(deactivates);
         let mut resource = before.body.clone();
         let done = operations.iter().try_for_each(|operation| patched(&mut resource, operation));
         let changed = done.map_err(ScimError::from).and_then(|()| self.scim_user(client, id.to_owned(), resource));
+        self.scim_changed(client, before, changed, gone).await
+    }
+
+    /// Keeps a change. Of a refused one it keeps that its user is gone, which is in force, and says so.
+    async fn scim_changed(
+        &self,
+        client: &ScimTrust,
+        mut before: ScimUser,
+        changed: Result<ScimUser, ScimError>,
+        gone: bool,
+    ) -> Answer {
+        let person = person(client, &before)?;
         let kept = match changed {
             Ok(user) => self.scim_keep(client, &person, user).await,
             Err(error) => Err(error),
         };
         match kept {
-            Err(error) if gone && error.status == 400 => Err(self.scim_only_stopped(before, error).await?),
+            Err(error) if gone && error.status < 500 => {
+                before.body["active"] = false.into();
+                self.stores.scim_users.replace(&before).await?;
+                let why = &error.detail;
+                let detail = format!("the user is deactivated and stopped; the rest was not carried out: {why}");
+                Err(ScimError { detail, ..error })
+            }
             kept => kept,
         }
-    }
-
-    /// Keeps of a refused patch that its user is gone, which is in force, and says so.
-    async fn scim_only_stopped(&self, mut user: ScimUser, error: ScimError) -> Result<ScimError, ScimError> {
-        user.body["active"] = false.into();
-        self.stores.scim_users.replace(&user).await?;
-        let detail =
-            format!("the user is deactivated and stopped; the rest of the patch was not carried out: {}", error.detail);
-        Ok(ScimError { detail, ..error })
     }
 
     /// A checked user of this service.

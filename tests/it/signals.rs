@@ -430,6 +430,13 @@ async fn scim_clients_find_users_and_are_told_what_is_wrong() {
     assert!(told.text.contains("deactivated and stopped"), "{}", told.text);
     assert_eq!(stops(&sts.service).await.len(), 1);
     assert_eq!(scim(&sts, &solver, "GET", &at, &Value::Null).await.json["active"], false);
+    let erin = scim(&sts, &solver, "GET", "/Users?filter=userName%20eq%20%22erin%22", &Value::Null).await;
+    let at = format!("/Users/{}", erin.json["Resources"][0]["id"].as_str().expect("an id"));
+    let renamed = json!({"userName": "dana", "externalId": "erin", "active": false});
+    let told = scim(&sts, &solver, "PUT", &at, &renamed).await;
+    assert_eq!((told.status, told.json["scimType"].as_str()), (409, Some("uniqueness")), "{}", told.text);
+    assert!(told.text.contains("deactivated and stopped"), "{}", told.text);
+    assert_eq!(stops(&sts.service).await.len(), 2);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
