@@ -1,3 +1,5 @@
+#![expect(deprecated, reason = "old encryption is made here to see it refused")]
+
 use josekit::jwe::{self, ECDH_ES, ECDH_ES_A256KW, JweEncrypter, JweHeader, RSA_OAEP, RSA_OAEP_256, RSA1_5};
 use josekit::jwk::alg::ec::EcCurve;
 use josekit::jwk::alg::ed::EdCurve;
