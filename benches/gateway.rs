@@ -37,6 +37,8 @@ use tokio::net::TcpListener;
 use tokio::runtime::Runtime;
 use tokio_rustls::TlsAcceptor;
 
+#[path = "common/cpu.rs"]
+mod cpu;
 #[allow(dead_code, reason = "the tests use all of it")]
 #[path = "../tests/it/world.rs"]
 mod world;
@@ -217,20 +219,12 @@ fn measure(check: bool) {
 
 /// Microseconds of CPU that a process spends on each of `requests` requests.
 fn cost(runtime: &Runtime, pid: u32, requests: u32, http: &HttpClient, make: impl Fn() -> Request<Bytes>) -> f64 {
-    let before = cpu_us(pid);
+    let before = cpu::us(pid);
     for _ in 0..requests.div_ceil(IN_FLIGHT) {
         let sent: Vec<_> = (0..IN_FLIGHT).map(|_| runtime.spawn(send(http.clone(), make()))).collect();
         for one in sent {
             runtime.block_on(one).expect("runs");
         }
     }
-    (cpu_us(pid) - before) / f64::from(requests.div_ceil(IN_FLIGHT) * IN_FLIGHT)
-}
-
-/// User and system time of all threads: fields 14 and 15 of proc(5), in ticks of 10 ms.
-fn cpu_us(pid: u32) -> f64 {
-    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).expect("the process lives");
-    let after_name = stat.rsplit(')').next().unwrap_or_default();
-    let ticks: u32 = after_name.split_whitespace().skip(11).take(2).filter_map(|t| t.parse::<u32>().ok()).sum();
-    f64::from(ticks) * 10_000.0
+    (cpu::us(pid) - before) / f64::from(requests.div_ceil(IN_FLIGHT) * IN_FLIGHT)
 }

@@ -28,6 +28,8 @@ use serde_json::{Value, json};
 use tokio::runtime::Runtime;
 use tonic::transport::{Channel, Endpoint, Uri};
 
+#[path = "common/cpu.rs"]
+mod cpu;
 #[allow(dead_code, reason = "the tests use all of it")]
 #[path = "../tests/it/host.rs"]
 mod host;
@@ -111,7 +113,7 @@ async fn issuance(orders: usize) {
         .collect();
     let limit = limit(&csrs[..csrs.len().min(2000)]);
     let pid = u32::try_from(service.pid()).expect("a pid");
-    let (cpu, began) = (cpu_us(pid), Instant::now());
+    let (cpu, began) = (cpu::us(pid), Instant::now());
     // Two batches are under way at a time, on one connection.
     let answers = futures_util::stream::iter(&bodies).map(|body| enrol::post(&http, &url, body)).buffer_unordered(2);
     let issued = answers
@@ -124,7 +126,7 @@ async fn issuance(orders: usize) {
     let wall = began.elapsed();
     assert_eq!(issued, orders, "every order is issued");
     #[expect(clippy::cast_precision_loss, reason = "a count")]
-    let each = (cpu_us(pid) - cpu) / orders as f64;
+    let each = (cpu::us(pid) - cpu) / orders as f64;
     let limit = limit.as_secs_f64() * 1e6;
     println!(
         "issuance, {orders} orders: {each:.0} us of CPU each, limit {limit:.0} us, so {:.0} % of it; {:.0} a second",
@@ -201,12 +203,4 @@ fn resident(pid: i32) -> f64 {
     let status = std::fs::read_to_string(format!("/proc/{pid}/status")).expect("the process lives");
     let line = status.lines().find_map(|l| l.strip_prefix("VmRSS:")).expect("a line");
     f64::from(line.split_whitespace().next().and_then(|n| n.parse::<u32>().ok()).expect("a number"))
-}
-
-/// User and system time of all threads: fields 14 and 15 of proc(5), in ticks of 10 ms.
-fn cpu_us(pid: u32) -> f64 {
-    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).expect("the process lives");
-    let after_name = stat.rsplit(')').next().unwrap_or_default();
-    let ticks: u32 = after_name.split_whitespace().skip(11).take(2).filter_map(|t| t.parse::<u32>().ok()).sum();
-    f64::from(ticks) * 10_000.0
 }

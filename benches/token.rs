@@ -9,7 +9,7 @@ use std::io::{BufRead as _, BufReader};
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use bytes::Bytes;
 use futures_util::StreamExt as _;
@@ -31,6 +31,8 @@ use rustls::pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer};
 use serde_json::Value;
 use tokio::runtime::Runtime;
 
+#[path = "common/cpu.rs"]
+mod cpu;
 #[allow(dead_code, reason = "the tests use all of it")]
 #[path = "../tests/it/web.rs"]
 mod web;
@@ -121,9 +123,9 @@ impl<'a> Load<'a> {
                 .await;
         };
         ask(500.min(tokens)).await;
-        let cpu = cpu_us(pid);
+        let cpu = cpu::us(pid);
         ask(tokens).await;
-        (cpu_us(pid) - cpu) / f64::from(u32::try_from(tokens).expect("small"))
+        (cpu::us(pid) - cpu) / f64::from(u32::try_from(tokens).expect("small"))
     }
 }
 
@@ -185,12 +187,4 @@ fn tls(ca: &WebCa, identity: &Identity) -> rustls::ClientConfig {
     let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
     let builder = rustls::ClientConfig::builder_with_provider(provider).with_safe_default_protocol_versions();
     builder.expect("versions").with_root_certificates(roots).with_client_auth_cert(chain, key).expect("a client")
-}
-
-/// User and system time of all threads: fields 14 and 15 of proc(5), in ticks of 10 ms.
-fn cpu_us(pid: u32) -> f64 {
-    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).expect("the process lives");
-    let after_name = stat.rsplit(')').next().unwrap_or_default();
-    let ticks: u32 = after_name.split_whitespace().skip(11).take(2).filter_map(|t| t.parse::<u32>().ok()).sum();
-    Duration::from_millis(u64::from(ticks) * 10).as_secs_f64() * 1e6
 }

@@ -9,6 +9,7 @@ use p256::elliptic_curve::PrimeField as _;
 use p256::elliptic_curve::scalar::IsHigh as _;
 use serde_json::{Map, Value};
 
+use crate::domain::digest::Sha256;
 use crate::protocol::json;
 use crate::protocol::jwk::{Algorithm, PublicKey};
 
@@ -68,6 +69,12 @@ impl<'a> Compact<'a> {
     /// What the signature is over.
     pub const fn signing_input(&self) -> &str {
         self.signing_input
+    }
+
+    /// What a text that anybody may present is remembered by: what is signed, since of one text there may be several
+    /// signatures.
+    pub fn statement(&self) -> Sha256 {
+        Sha256::of_parts(&[b"jwt\0", self.signing_input.as_bytes()])
     }
 
     /// The signature's bytes.

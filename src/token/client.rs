@@ -262,7 +262,7 @@ impl TokenPlane {
             self.standing(&svid.spiffe_id, None).map_err(|why| bad_assertion(format!("{}: {}", why.0, why.1)))?;
         let signed = Compact::split(assertion).map_err(bad_assertion)?;
         Ok(Client {
-            bearer: Some((statement_digest(&signed), svid.expires_at)),
+            bearer: Some((signed.statement(), svid.expires_at)),
             id: svid.spiffe_id,
             entry,
             certificate: None,
@@ -298,11 +298,6 @@ impl TokenPlane {
         }
         Ok(svid)
     }
-}
-
-/// What a text that anybody may present is remembered by: what is signed, since of one text there may be several signatures.
-pub fn statement_digest(signed: &Compact<'_>) -> Sha256 {
-    Sha256::of_parts(&[b"jwt\0", signed.signing_input().as_bytes()])
 }
 
 /// RFC 7523 section 3 and FAPI 2.0: `iss` and `sub` are the client, `aud` the issuer as one text. An array may name another

@@ -241,8 +241,7 @@ impl Oidc {
             until: numeric_date(&claims, "exp").unwrap_or(now),
             remembered: numeric_date(&claims, "exp").unwrap_or(now),
             issued_at: numeric_date(&claims, "iat"),
-            // What is signed, not the signature: of one text there may be several.
-            digest: Sha256::of_parts(&[b"jwt\0", signed.signing_input().as_bytes()]),
+            digest: signed.statement(),
             one_use: false,
             key,
             may_act: may_act.map(ToOwned::to_owned),

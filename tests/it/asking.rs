@@ -42,6 +42,16 @@ pub struct Told {
 }
 
 impl Told {
+    pub fn of(response: &http::Response<Bytes>) -> Self {
+        let text = String::from_utf8_lossy(response.body()).into_owned();
+        Self {
+            status: response.status().as_u16(),
+            headers: response.headers().clone(),
+            json: serde_json::from_str(&text).unwrap_or(Value::Null),
+            text,
+        }
+    }
+
     pub fn error(&self) -> &str {
         self.json["error"].as_str().unwrap_or_default()
     }
@@ -132,13 +142,7 @@ impl Asking {
         let pairs: Vec<(&str, &str)> = self.form.iter().map(|(n, v)| (n.as_str(), v.as_str())).collect();
         let body = self.body.clone().unwrap_or_else(|| form::write(&pairs));
         let response = http.fetch(request.body(Bytes::from(body)).expect("builds")).await.expect("answers");
-        let text = String::from_utf8_lossy(response.body()).into_owned();
-        Told {
-            status: response.status().as_u16(),
-            headers: response.headers().clone(),
-            json: serde_json::from_str(&text).unwrap_or(Value::Null),
-            text,
-        }
+        Told::of(&response)
     }
 }
 

@@ -32,13 +32,7 @@ async fn plain(
         request = request.header(*name, *value);
     }
     let response = http.fetch(request.body(Bytes::from(body.to_owned())).expect("builds")).await.expect("answers");
-    let text = String::from_utf8_lossy(response.body()).into_owned();
-    Told {
-        status: response.status().as_u16(),
-        headers: response.headers().clone(),
-        json: serde_json::from_str(&text).unwrap_or(Value::Null),
-        text,
-    }
+    Told::of(&response)
 }
 
 fn about(service: &Service, path: &'static str, caller: &str, token: &str) -> Asking {

@@ -8,7 +8,7 @@ use crate::domain::revocation::Subject as Stoppable;
 use crate::domain::spiffe_id::SpiffeId;
 use crate::protocol::access_token::{self, Claims, MAX_ACTORS};
 use crate::protocol::jws::Compact;
-use crate::token::client::{Client, Form, statement_digest};
+use crate::token::client::{Client, Form};
 use crate::token::endpoint::TokenPlane;
 use crate::token::grants::{Bounds, Subject, Tied, distrusted, named_key, refused};
 
@@ -99,7 +99,7 @@ impl TokenPlane {
             groups: Vec::new(),
             until: svid.expires_at.min(client.until),
             bounds: Some(Bounds { audience: None, scope: entry.operations, details: Vec::new(), grantee: None }),
-            tied: vec![Tied { digest: statement_digest(&signed), until: svid.expires_at, once: false }],
+            tied: vec![Tied { digest: signed.statement(), until: svid.expires_at, once: false }],
             provider: None,
             spoken_at: None,
             confirmed: None,
