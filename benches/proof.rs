@@ -19,7 +19,8 @@ fn proofs(c: &mut Criterion) {
     let message = b"a message of about the length of a proof's signing input".repeat(8);
     let signature = private.sign(&message);
     let key = SigningKey::new(public.clone(), move |m| private.sign(m));
-    let request = dpop::Request { method: "POST", url: URL, token: None, nonce: None, jti: "jti-1", now: NOW };
+    let request =
+        dpop::Request { method: "POST", url: URL, token: None, nonce: None, jti: "jti-1", now: NOW, body: None };
     let proof = dpop::prove(&request, &key);
     let (nonces, uri) = (NonceKey::new(&[7; 32], false), Htu::parse(URL).expect("a URL"));
     let want = Expected {

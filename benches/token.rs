@@ -102,7 +102,7 @@ impl<'a> Load<'a> {
 
     async fn one(&self, nonce: Option<&str>) -> (HeaderMap, Value) {
         let (jti, now) = (entropy::random_id(), SystemClock.now());
-        let asked = dpop::Request { method: "POST", url: &self.url, token: None, nonce, jti: &jti, now };
+        let asked = dpop::Request { method: "POST", url: &self.url, token: None, nonce, jti: &jti, now, body: None };
         let request = Request::post(&self.url).header("dpop", dpop::prove(&asked, self.identity.signer()));
         let request = request.header("content-type", "application/x-www-form-urlencoded");
         let request = request.body(Full::from(self.form.clone())).expect("builds");

@@ -28,7 +28,7 @@ use crate::identity::authority::keys::FileKeys;
 use crate::identity::authority::{Authority, AuthorityError};
 use crate::net::files;
 use crate::net::listener::{self, Drain};
-use crate::net::tls;
+use crate::net::tls::{self, OwnTls};
 use crate::net::uds;
 use crate::protocol::htu::Origin;
 use crate::store::Stores;
@@ -212,11 +212,12 @@ impl App {
         };
         log_start(&stores, &authority, &ledger).await?;
         let wiring = Wiring { config, stores: &stores, authority: &authority, addresses: &addresses };
-        let gateway = wiring.gateway().await?;
+        let certificate = wiring.certificate()?;
+        let gateway = wiring.gateway(wiring.own(&certificate)).await?;
         let offer = Arc::new(ArcSwap::from_pointee(wiring::offer(&gateway.rules.load())));
         files::write_public(&config.data_dir.join("txn-jwks.json"), gateway.txn_jwks().to_string().as_bytes())?;
         let (switch, drain) = Drain::new();
-        let listeners = wiring.listen(bound, endpoint, gateway.clone(), &offer, drain).await?;
+        let listeners = wiring.listen(bound, endpoint, certificate, gateway.clone(), &offer, drain).await?;
         Ok(Self {
             addresses,
             switch,
@@ -232,8 +233,9 @@ impl App {
 
     /// Replaces routes, masks and policy; a bad file changes nothing and says why.
     pub fn reload(&self, config: &Config) -> Result<String, StartError> {
-        let origin = self.gateway.origins[0].clone();
-        let rules = load_rules(config, &origin)?;
+        let present = self.gateway.rules.load();
+        let rules = load_rules(config, &self.gateway.origins, Some(&self.gateway.own), Some(&present))?;
+        rules.start(Some(&present));
         let version = rules.policy.version().to_owned();
         self.offer.store(Arc::new(wiring::offer(&rules)));
         self.gateway.rules.store(Arc::new(rules));
@@ -297,22 +299,32 @@ async fn log_start(stores: &Stores, authority: &Authority, ledger: &SqliteLedger
     Ok(())
 }
 
-fn load_rules(config: &Config, origin: &Origin) -> Result<Rules, StartError> {
+fn load_rules(
+    config: &Config,
+    origins: &[Origin],
+    own: Option<&OwnTls>,
+    present: Option<&Rules>,
+) -> Result<Rules, StartError> {
     let policies = config.policies()?;
     Ok(Rules::load(&RuleSources {
         routes: &config.routes,
         masks: &config.masks,
         policies: &policies,
         base: &config.base,
-        origin,
+        origins,
+        own,
+        present,
     })?)
 }
 
 fn configured_rules(config: &Config) -> Result<Rules, StartError> {
-    let origin =
-        config.gateway.origins.first().cloned().unwrap_or_else(|| format!("https://{}", config.gateway.listen));
-    let origin = Origin::parse(&origin).map_err(|e| StartError::Origin(origin.clone(), e))?;
-    load_rules(config, &origin)
+    let mut origins = config.gateway.origins.clone();
+    if origins.is_empty() {
+        origins.push(format!("https://{}", config.gateway.listen));
+    }
+    let parse = |o: &String| Origin::parse(o).map_err(|e| StartError::Origin(o.clone(), e));
+    let origins: Vec<Origin> = origins.iter().map(parse).collect::<Result<_, _>>()?;
+    load_rules(config, &origins, None, None)
 }
 
 /// The Cedar schema that the configured routes make.

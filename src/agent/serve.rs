@@ -14,7 +14,7 @@ use tonic::service::Routes;
 
 use crate::agent::workload_api::WorkloadApi;
 use crate::net::h2_authority::Mended;
-use crate::net::listener::{Drain, Peer, connection};
+use crate::net::listener::{Drain, Peer, Spoken, connection};
 use crate::net::process::PeerProcess;
 use crate::net::router::Routed;
 use crate::net::uds::{self, SocketError};
@@ -142,7 +142,7 @@ pub async fn serve(listener: UnixListener, router: Router, mut drain: Drain) {
         }
         let peer = Peer { process: Some(Arc::new(process)), ..Peer::new(None, None, None) };
         let mended = Mended::new(stream, hpack::mend_authority);
-        let served = connection(mended, true, peer, service.clone(), graceful.watcher());
+        let served = connection(mended, Spoken::Http2, peer, service.clone(), graceful.watcher());
         connections.spawn(async move {
             served.await;
             uid

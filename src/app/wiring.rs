@@ -32,7 +32,7 @@ use crate::identity::server::{self as identity_server, IdentityPlane, Servers};
 use crate::net::keys::P256Key;
 use crate::net::listener::{self, Drain};
 use crate::net::router::Routed;
-use crate::net::tls::{self, ClientTrust, LeafCheck, RootFinder, Versions};
+use crate::net::tls::{self, ClientTrust, LeafCheck, OwnTls, RootFinder, Versions};
 use crate::net::uds;
 use crate::protocol::dpop::Window;
 use crate::protocol::htu::{Htu, Origin};
@@ -72,14 +72,26 @@ impl Wiring<'_> {
         Window { past: self.config.token.proof_past.0, future: self.config.token.proof_future.0 }
     }
 
-    pub(super) async fn gateway(&self) -> Result<Arc<Gateway>, StartError> {
+    /// The certificate of our own listeners, which upstreams may be shown, too.
+    pub(super) fn certificate(&self) -> Result<ServerCertificate, StartError> {
+        ServerCertificate::new(self.authority.clone(), self.names(), self.stores.clone())
+    }
+
+    /// What upstreams are shown, and by which roots workloads among them are judged.
+    pub(super) fn own(&self, certificate: &ServerCertificate) -> OwnTls {
+        let trust = self.clients(true);
+        OwnTls { identity: certificate.identity.clone(), roots: trust.roots, clock: trust.clock }
+    }
+
+    pub(super) async fn gateway(&self, own: OwnTls) -> Result<Arc<Gateway>, StartError> {
         let mut origins = self.config.gateway.origins.clone();
         if origins.is_empty() {
             origins.push(self.addresses.gateway.clone());
         }
         let parse = |o: &String| Origin::parse(o).map_err(|e| StartError::Origin(o.clone(), e));
         let origins: Vec<Origin> = origins.iter().map(parse).collect::<Result<_, _>>()?;
-        let rules = load_rules(self.config, &origins[0])?;
+        let rules = load_rules(self.config, &origins, Some(&own), None)?;
+        rules.start(None);
         let now = self.stores.clock.now();
         let private = P256Key::generate();
         let public = PublicKey::from_spki(private.spki()).expect("our own key is P-256");
@@ -95,6 +107,7 @@ impl Wiring<'_> {
             trust_domain: self.config.trust_domain.clone(),
             issuer: self.issuer(),
             origins,
+            own,
             rules: ArcSwap::from_pointee(rules),
             revoked: self.stores.revocations.watch(),
             nonces: nonces::key(self.config, &self.issuer())?,
@@ -291,13 +304,13 @@ impl Wiring<'_> {
         &self,
         bound: Listeners,
         endpoint: Option<Endpoint>,
+        server: ServerCertificate,
         gateway: Arc<Gateway>,
         offer: &Arc<ArcSwap<Offer>>,
         drain: Drain,
     ) -> Result<JoinSet<()>, StartError> {
         let names = self.names();
         let ca_file = self.config.data_dir.join("ca.pem");
-        let server = ServerCertificate::new(self.authority.clone(), names.clone(), self.stores.clone())?;
         let hosts = |address: SocketAddr| address.ip().is_loopback().then(|| Arc::new(names.clone()));
         let old_too = self.config.gateway.danger_tls_1_2;
         let gateway_versions = if old_too { Versions::AlsoTls12 } else { Versions::Tls13 };

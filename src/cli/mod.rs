@@ -11,6 +11,7 @@ mod context;
 mod demo;
 mod enrol;
 mod least;
+mod proxy;
 mod serve;
 mod suggest;
 mod token;
@@ -141,6 +142,12 @@ enum Command {
     #[command(after_help = "Example: popgate proof --identity solver --url URL --token-file token
          curl -H \"DPoP: $(popgate proof …)\" -H \"Authorization: DPoP $(cat token)\" URL")]
     Proof(token::HeaderArgs),
+    /// Sign requests for clients and SDKs that know nothing of DPoP
+    #[command(
+        after_help = "Example: popgate proxy --identity solver --listen 127.0.0.1:8080 --to https://127.0.0.1:8443
+         OPENAI_BASE_URL=http://127.0.0.1:8080/v1 python agent.py"
+    )]
+    Proxy(proxy::ProxyArgs),
     /// The queue of requests that wait for people
     #[command(
         subcommand,
@@ -213,6 +220,7 @@ async fn run(global: Global, command: Command) -> Result<(), Failure> {
         Command::Call(args) => call::run(&global, args).await,
         Command::Token(args) => token::token(&global, args).await,
         Command::Proof(args) => token::proof(&global, args).await,
+        Command::Proxy(args) => proxy::run(&global, args).await,
         Command::Approval(command) => admin::approval(&global, command).await,
         Command::Revoke(args) => admin::revoke(&global, args).await,
         Command::Revocation(command) => admin::revocation(&global, command).await,

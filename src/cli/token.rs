@@ -65,6 +65,9 @@ pub struct HeaderArgs {
     /// The nonce that the server gave last
     #[arg(long, value_name = "NONCE")]
     nonce: Option<String>,
+    /// The request's body, which the proof then signs for
+    #[arg(long, value_name = "FILE")]
+    body_file: Option<PathBuf>,
     #[command(flatten)]
     who: WhoArgs,
 }
@@ -115,7 +118,8 @@ pub async fn proof(global: &Global, args: HeaderArgs) -> Result<(), Failure> {
     if let Some(nonce) = args.nonce {
         session.learn_nonce(&args.url, nonce);
     }
-    let proof = session.prove(&args.method, &args.url, token.as_ref());
+    let body = args.body_file.as_deref().map(files::read_bytes).transpose()?;
+    let proof = session.prove_body(&args.method, &args.url, token.as_ref(), body.as_deref());
     if global.json {
         context::print(global, &json!({"dpop": proof}));
     } else {

@@ -13,22 +13,39 @@ use rustls::ClientConfig;
 
 use crate::client::ClientError;
 use crate::net::body::{AnyBody, full, read};
-use crate::net::fetch::https_client;
+use crate::net::fetch::{http1_client, https_client};
 
 /// Largest document that is read whole.
 const MAX_DOCUMENT: usize = 16 << 20;
 
 /// How long the head of an answer may take: longer than a request is held for an approval.
-const PATIENCE: Duration = Duration::from_mins(1);
+pub const PATIENCE: Duration = Duration::from_mins(1);
 
 /// A client with its connections.
 #[derive(Clone)]
-pub struct HttpClient(Client<HttpsConnector<HttpConnector>, AnyBody>);
+pub struct HttpClient {
+    any: Client<HttpsConnector<HttpConnector>, AnyBody>,
+    /// HTTP/1.1 alone, which can switch protocols.
+    first: Client<HttpsConnector<HttpConnector>, AnyBody>,
+    patience: Duration,
+}
 
 impl HttpClient {
     /// A client that dials with `tls`.
     pub fn new(tls: ClientConfig) -> Self {
-        Self(https_client(tls))
+        Self { any: https_client(tls.clone()), first: http1_client(tls), patience: PATIENCE }
+    }
+
+    /// The same client, that waits so long for the head of an answer.
+    pub fn waiting(self, patience: Duration) -> Self {
+        Self { patience, ..self }
+    }
+
+    /// Sends a request whose body streams, for as long as that takes; with `upgrade` the answer may switch protocols.
+    pub async fn stream(&self, request: Request<AnyBody>, upgrade: bool) -> Result<Response<Incoming>, ClientError> {
+        let url = request.uri().to_string();
+        let client = if upgrade { &self.first } else { &self.any };
+        client.request(request).await.map_err(|e| failure(&url, &e))
     }
 
     /// Sends a request; the answer's body streams.
@@ -37,8 +54,11 @@ impl HttpClient {
         if request.uri().scheme_str() != Some("https") {
             return Err(ClientError::Input(format!("{url}: write https://; certificates and proofs need TLS")));
         }
-        let answer = tokio::time::timeout(PATIENCE, self.0.request(request.map(full))).await;
-        let silent = || ClientError::Unreachable { url: url.clone(), cause: "no answer in a minute".into() };
+        let answer = tokio::time::timeout(self.patience, self.any.request(request.map(full))).await;
+        let silent = || ClientError::Unreachable {
+            url: url.clone(),
+            cause: format!("no answer in {} s", self.patience.as_secs()),
+        };
         answer.map_err(|_| silent())?.map_err(|e| failure(&url, &e))
     }
 

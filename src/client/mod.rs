@@ -6,6 +6,7 @@ pub mod enrol;
 pub mod http;
 pub mod identity;
 pub mod kept;
+pub mod proxy;
 pub mod session;
 pub mod source;
 pub mod workload;

@@ -11,10 +11,11 @@ use serde_json::Value;
 
 use crate::client::ClientError;
 use crate::client::discovery::{self, Target, parameter};
-use crate::client::http::HttpClient;
+use crate::client::http::{HttpClient, PATIENCE};
 use crate::client::identity::Identity;
 use crate::domain::secret::AccessToken;
 use crate::domain::time::{Clock, Timestamp};
+use crate::net::body::AnyBody;
 use crate::protocol::dpop;
 use crate::protocol::form;
 use crate::store::clock::SystemClock;
@@ -22,6 +23,9 @@ use crate::store::entropy;
 
 /// A token is replaced this long before it ends.
 const EARLY: Duration = Duration::from_secs(15);
+
+/// How long a proof that was taken says that the next will be.
+const SETTLED: Duration = Duration::from_secs(20);
 
 /// Paths whose resource is remembered.
 const MAX_TARGETS: usize = 10_000;
@@ -34,6 +38,8 @@ pub struct Session {
     nonces: Mutex<HashMap<String, String>>,
     targets: Mutex<HashMap<String, Target>>,
     tokens: Mutex<HashMap<String, (AccessToken, Timestamp)>>,
+    /// When the gateway last took a proof for a resource.
+    settled: Mutex<HashMap<String, Timestamp>>,
 }
 
 /// A request to be made, as often as a nonce or a fresh token takes.
@@ -51,7 +57,13 @@ pub struct Call<'a> {
 impl Session {
     /// A session for an identity.
     pub fn new(identity: Arc<Identity>) -> Result<Self, ClientError> {
-        let (plain, mutual) = (HttpClient::new(identity.tls(false)?), HttpClient::new(identity.tls(true)?));
+        Self::waiting(identity, PATIENCE)
+    }
+
+    /// A session whose answers may take that long to begin.
+    pub fn waiting(identity: Arc<Identity>, patience: Duration) -> Result<Self, ClientError> {
+        let client = |certificate| Ok::<_, ClientError>(HttpClient::new(identity.tls(certificate)?).waiting(patience));
+        let (plain, mutual) = (client(false)?, client(true)?);
         Ok(Self {
             identity,
             plain,
@@ -59,6 +71,7 @@ impl Session {
             nonces: Mutex::default(),
             targets: Mutex::default(),
             tokens: Mutex::default(),
+            settled: Mutex::default(),
         })
     }
 
@@ -159,9 +172,15 @@ impl Session {
 
     /// Signs a fresh proof with the nonce that the URL's origin gave last.
     pub fn prove(&self, method: &str, url: &str, token: Option<&AccessToken>) -> String {
+        self.prove_body(method, url, token, None)
+    }
+
+    /// The same, signing for the body as well.
+    pub fn prove_body(&self, method: &str, url: &str, token: Option<&AccessToken>, body: Option<&[u8]>) -> String {
         let nonce = lock(&self.nonces).get(&origin(url)).cloned();
         let jti = entropy::random_id();
-        let request = dpop::Request { method, url, token, nonce: nonce.as_deref(), jti: &jti, now: SystemClock.now() };
+        let now = SystemClock.now();
+        let request = dpop::Request { method, url, token, nonce: nonce.as_deref(), jti: &jti, now, body };
         dpop::prove(&request, self.identity.signer())
     }
 
@@ -202,12 +221,56 @@ impl Session {
         target: &Target,
         token: &AccessToken,
     ) -> Result<Response<Incoming>, ClientError> {
-        let proof = self.prove(call.method.as_str(), call.url, Some(token));
-        let mut headers = call.headers.clone();
-        let value = |text: &str| HeaderValue::from_str(text).map_err(|e| ClientError::Input(e.to_string()));
-        headers.insert(header::AUTHORIZATION, value(&format!("DPoP {}", token.expose()))?);
-        headers.insert("dpop", value(&proof)?);
-        self.raw(call, headers, target.certificate).await
+        let body = (!call.body.is_empty()).then_some(&call.body[..]);
+        let proof = self.prove_body(call.method.as_str(), call.url, Some(token), body);
+        self.raw(call, with_proof(&call.headers, token, &proof)?, target.certificate).await
+    }
+
+    /// Makes a call whose body comes as it goes, or that is to switch protocols. It can be sent once alone, so what could
+    /// refuse it is settled before: a token that is good, and a nonce.
+    pub async fn stream(
+        &self,
+        call: &Call<'_>,
+        body: AnyBody,
+        upgrade: bool,
+    ) -> Result<Response<Incoming>, ClientError> {
+        let target = self.target(call.url).await?;
+        let token = self.settled(call.url, &target).await?;
+        let proof = self.prove(call.method.as_str(), call.url, Some(&token));
+        let mut request = Request::builder()
+            .method(call.method.clone())
+            .uri(call.url)
+            .body(body)
+            .map_err(|e| ClientError::Input(format!("{}: {e}", call.url)))?;
+        *request.headers_mut() = with_proof(&call.headers, &token, &proof)?;
+        let http = if target.certificate { &self.mutual } else { &self.plain };
+        let response = http.stream(request, upgrade).await?;
+        self.keep_nonce(call.url, response.headers());
+        Ok(response)
+    }
+
+    /// A token that the gateway has just taken, with a nonce where it wants one.
+    async fn settled(&self, url: &str, target: &Target) -> Result<AccessToken, ClientError> {
+        let token = self.token(target).await?;
+        let now = SystemClock.now();
+        let fresh = lock(&self.settled).get(&target.resource).is_some_and(|at| now.since(*at) < SETTLED);
+        if fresh {
+            return Ok(token);
+        }
+        // Nobody has such an approval; who is refused before that learns why.
+        let own = format!("{}/.popgate/approvals/none", origin(url));
+        let call = Call { method: Method::GET, url: &own, headers: HeaderMap::new(), body: Bytes::new() };
+        let mut token = token;
+        for _ in 0..3 {
+            let response = self.once(&call, target, &token).await?;
+            match challenge(&response).as_deref() {
+                Some("use_dpop_nonce") => {}
+                Some("invalid_token") => token = self.mint(target, None).await?,
+                _ => break,
+            }
+        }
+        lock(&self.settled).insert(target.resource.clone(), now);
+        Ok(token)
     }
 
     /// Sends exactly these headers.
@@ -235,6 +298,16 @@ impl Session {
         let text = parameter(challenge, "error_description")?;
         Some(with_clock_hint(text, response.headers()))
     }
+}
+
+fn with_proof(headers: &HeaderMap, token: &AccessToken, proof: &str) -> Result<HeaderMap, ClientError> {
+    let value = |text: &str| HeaderValue::from_str(text).map_err(|e| ClientError::Input(e.to_string()));
+    let mut headers = headers.clone();
+    let mut authorization = value(&format!("DPoP {}", token.expose()))?;
+    authorization.set_sensitive(true);
+    headers.insert(header::AUTHORIZATION, authorization);
+    headers.insert("dpop", value(proof)?);
+    Ok(headers)
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {

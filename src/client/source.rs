@@ -143,14 +143,15 @@ async fn follow(agent: WorkloadApi, wanted: Option<SpiffeId>, present: watch::Se
 /// with what it began with.
 pub struct Sessions {
     source: SvidSource,
+    patience: Duration,
     present: std::sync::Mutex<Arc<Session>>,
 }
 
 impl Sessions {
-    /// Sessions over a source.
-    pub fn new(source: SvidSource) -> Result<Self, ClientError> {
-        let first = Arc::new(Session::new(source.identity())?);
-        Ok(Self { source, present: std::sync::Mutex::new(first) })
+    /// Sessions over a source, whose answers may take so long to begin.
+    pub fn new(source: SvidSource, patience: Duration) -> Result<Self, ClientError> {
+        let first = Arc::new(Session::waiting(source.identity(), patience)?);
+        Ok(Self { source, patience, present: std::sync::Mutex::new(first) })
     }
 
     /// The session for a call that begins now.
@@ -158,7 +159,7 @@ impl Sessions {
         let identity = self.source.identity();
         let mut present = self.present.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
         if !present.identity().is_same(&identity) {
-            *present = Arc::new(Session::new(identity)?);
+            *present = Arc::new(Session::waiting(identity, self.patience)?);
         }
         Ok(present.clone())
     }

@@ -6,14 +6,18 @@
 pub enum FrameKind {
     /// Request line and headers, as JSON.
     RequestHead = 1,
-    /// A piece of the request's body, after the route's record mask.
+    /// A piece of the request's body, after the route's record mask; of a WebSocket, one message of the client.
     RequestBody = 2,
     /// Status and headers, as JSON.
     ResponseHead = 3,
-    /// A piece of the response's body as the client saw it.
+    /// A piece of the response's body as the client saw it; of a WebSocket, one message to the client.
     ResponseBody = 4,
     /// The exchange ended; the payload says how.
     End = 5,
+    /// Trailers of the request, as JSON.
+    RequestTrailers = 6,
+    /// Trailers of the response, as JSON.
+    ResponseTrailers = 7,
 }
 
 impl FrameKind {
@@ -25,6 +29,8 @@ impl FrameKind {
             3 => Some(Self::ResponseHead),
             4 => Some(Self::ResponseBody),
             5 => Some(Self::End),
+            6 => Some(Self::RequestTrailers),
+            7 => Some(Self::ResponseTrailers),
             _ => None,
         }
     }

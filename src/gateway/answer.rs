@@ -47,6 +47,12 @@ impl Gateway {
         operation: Option<&str>,
         refusal: &Refusal,
     ) -> Response<AnyBody> {
+        self.note_denial(request, caller, operation, refusal);
+        self.write(refusal, &request.id, request.path.as_str()).await
+    }
+
+    /// Logs that a proved request, or a part of one, is not carried out.
+    pub fn note_denial(&self, request: &Incoming, caller: &Caller, operation: Option<&str>, refusal: &Refusal) {
         tracing::info!(request_id = request.id, spiffe_id = %caller.token.claims.client_id, operation, status = refusal.status, kind = refusal.kind, cause = refusal.cause, "denied");
         metrics::counter!("popgate_requests_denied_total", "kind" => refusal.kind).increment(1);
         let proof = entropy::seal(caller.proof.expose());
@@ -58,7 +64,7 @@ impl Gateway {
             jkt: caller.jkt(),
             token_sha256: caller.token_sha256,
             proof: proof.commitment(),
-            method: request.head.method.to_string(),
+            method: request.method().to_string(),
             target: target.commitment(),
             operation: operation.map(ToOwned::to_owned),
             status: refusal.status,
@@ -68,7 +74,6 @@ impl Gateway {
         });
         let openings = [("proof".to_owned(), proof), ("target".to_owned(), target)].into();
         self.stores.evidence.note(Staged { leaf: Leaf { time: self.stores.clock.now(), event }, openings });
-        self.write(refusal, &request.id, request.path.as_str()).await
     }
 
     /// RFC 9449 §7.1 and §9, RFC 9728 §5.1. Without credentials the challenge carries no error code.

@@ -1,5 +1,6 @@
 //! Verdict → Permit. A permit has one private constructor, here, and `forward` takes it by value.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -21,6 +22,7 @@ use crate::gateway::routes::{Injected, MAX_HOLD, Route, Rules};
 use crate::gateway::serve::{Gateway, Incoming};
 use crate::protocol::canonical::CanonicalRequest;
 use crate::protocol::masking;
+use crate::protocol::operation::WebSocket;
 use crate::store::approvals::{Asked, Step};
 use crate::store::entropy;
 
@@ -64,15 +66,17 @@ pub struct Asking<'a> {
     /// Where it goes.
     pub route: &'a Route,
     /// Who asks.
-    pub caller: &'a Caller,
+    pub caller: &'a Arc<Caller>,
     /// What for.
     pub intent: &'a Intent,
     /// The request.
-    pub request: &'a Incoming,
+    pub request: &'a Arc<Incoming>,
     /// Its whole body, where it was read.
     pub body: Option<&'a Bytes>,
     /// The upstream's own credential, where the route injects one.
     pub injected: Option<&'a Injected>,
+    /// What its operation allows, if it opens a WebSocket.
+    pub websocket: WebSocket,
 }
 
 impl Gateway {
@@ -356,7 +360,7 @@ fn digest(asking: &Asking<'_>, verdict: &Verdict) -> Sha256 {
     let content_type =
         request.head.headers.get(http::header::CONTENT_TYPE).and_then(|v| v.to_str().ok()).unwrap_or_default();
     CanonicalRequest {
-        method: request.head.method.as_str(),
+        method: request.method().as_str(),
         authority: request.origin.authority(),
         path: request.path.as_str(),
         query: &request.target()[request.path.as_str().len()..],
@@ -389,7 +393,7 @@ fn shown(asking: &Asking<'_>) -> Shown {
         _ => format!("[{} bytes that cannot be shown]", body.len()),
     };
     Shown {
-        method: request.head.method.to_string(),
+        method: request.method().to_string(),
         url: format!("{}{}", request.origin.as_str(), request.target()),
         operation: asking.intent.operation.clone(),
         object: format!("{}{}", asking.intent.route, asking.intent.object),

@@ -18,7 +18,7 @@ use crate::gateway::serve::{Gateway, Incoming};
 use crate::gateway::tokens::VerifiedToken;
 use crate::net::listener::Peer;
 use crate::protocol::access_token::{self, Claims, TokenError};
-use crate::protocol::dpop::{self, Bound, Expected, ProofClaims, ProofError, ProofHeader, Unspent};
+use crate::protocol::dpop::{self, Bound, Expected, ProofClaims, ProofError, ProofHeader, SignedBody, Unspent};
 use crate::protocol::htu::Htu;
 use crate::protocol::jwk::PublicKey;
 use crate::protocol::svid::X509Svid;
@@ -33,6 +33,8 @@ pub struct Caller {
     pub token_sha256: Sha256,
     /// The spent proof, which evidence keeps.
     pub proof: DpopProof,
+    /// What it says of the body.
+    pub signed_body: SignedBody,
     /// Its registration now.
     pub entry: Entry,
     /// Those of the workloads that it acts for or after.
@@ -77,7 +79,7 @@ impl Gateway {
         let proof = DpopProof::new(dpop::single(values).map_err(bad_proof)?.to_owned());
         let epoch = self.stores.replay.epoch().await.map_err(Refusal::from)?;
         let unproved = |refusal| Unproved { refusal, claimed: None, proof_sha256: Some(proof.digest()) };
-        let (verified, unspent) =
+        let (verified, unspent, signed_body) =
             self.prove(request, demand, &token, digest, &proof, epoch, now).await.map_err(unproved)?;
         let claimed = |refusal| Unproved {
             refusal,
@@ -94,7 +96,7 @@ impl Gateway {
         metrics::histogram!("popgate_client_clock_offset_seconds")
             .record(f64::from(i32::try_from(unspent.clock_offset).unwrap_or(i32::MAX)));
         let acted_for = self.acted_for(&verified.claims);
-        Ok(Caller { token: verified, token_sha256: digest, proof, entry, acted_for, subject })
+        Ok(Caller { token: verified, token_sha256: digest, proof, signed_body, entry, acted_for, subject })
     }
 
     /// The registrations of the workloads that a token's holder acts for or after.
@@ -112,7 +114,7 @@ impl Gateway {
         proof: &DpopProof,
         epoch: Epoch,
         now: Timestamp,
-    ) -> Result<(Arc<VerifiedToken>, Unspent), Refusal> {
+    ) -> Result<(Arc<VerifiedToken>, Unspent, SignedBody), Refusal> {
         let uri = Htu::of(&request.origin, &request.path);
         let mut want = Expected {
             role: Role::Gateway,
@@ -138,7 +140,7 @@ impl Gateway {
         if known.is_none() {
             self.caches.headers.keep(parts.header, header);
         }
-        Ok((verified, unspent))
+        Ok((verified, unspent, claims.signed_body()))
     }
 
     async fn verify_token(
@@ -283,7 +285,7 @@ fn connection_svid(peer: &Peer) -> Option<Arc<X509Svid>> {
     read.clone().downcast::<X509Svid>().ok()
 }
 
-fn bad_proof(error: ProofError) -> Refusal {
+pub(super) fn bad_proof(error: ProofError) -> Refusal {
     metrics::counter!("popgate_proofs_refused_total", "plane" => "gateway", "check" => <&str>::from(error))
         .increment(1);
     Refusal::unauthorized(error.oauth(), error.to_string())

@@ -2,7 +2,7 @@
 
 use bytes::Bytes;
 use http::{HeaderMap, header};
-use serde_json::{Map, Value, json};
+use serde_json::json;
 
 use crate::domain::intent::{Intent, Principal};
 use crate::domain::people::operation_matches;
@@ -14,19 +14,42 @@ use crate::gateway::details;
 use crate::gateway::routes::Route;
 use crate::protocol::access_token;
 use crate::protocol::form;
-use crate::protocol::operation::{self, Matched};
+use crate::protocol::operation::{self, BodyError, Matched, Seen};
 use crate::protocol::policy::PolicyEngine;
 
-/// The named operation of a request; what no operation lists is denied.
-pub fn classify<'a>(route: &'a Route, method: &str, path: &str, policy: &PolicyEngine) -> Result<Matched<'a>, Refusal> {
-    operation::classify(&route.operations, method, path).ok_or_else(|| Refusal {
+/// The named operation of a request, or of a part of one; what no operation lists is denied.
+pub fn classify<'a>(route: &'a Route, seen: &Seen<'_>, policy: &PolicyEngine) -> Result<Matched<'a>, Refusal> {
+    let found = operation::classify(&route.operations, seen);
+    let found = found.map_err(|e| Refusal::new(400, "body", e.to_string()))?;
+    found.ok_or_else(|| unlisted(policy, "no operation of this route has this method, path and content"))
+}
+
+/// A refusal of what no operation lists.
+pub fn unlisted(policy: &PolicyEngine, detail: &str) -> Refusal {
+    Refusal {
         policy: Some(PolicyReason {
             rule: "unlisted".into(),
             policy_version: policy.version().to_owned(),
-            fix: Some("ask the operator to list this method and path as an operation of the route".into()),
+            fix: Some("ask the operator to list this as an operation of the route".into()),
         }),
-        ..Refusal::new(403, "unlisted", "no operation of this route has this method and path")
-    })
+        ..Refusal::new(403, "unlisted", detail)
+    }
+}
+
+/// The one value of a header, as an operation reads it.
+pub fn one_header(headers: &HeaderMap, name: &str) -> Result<Option<String>, BodyError> {
+    let bad = || BodyError::Header { name: name.to_owned() };
+    let mut values = headers.get_all(name).iter();
+    match (values.next(), values.next()) {
+        (None, _) => Ok(None),
+        (Some(value), None) => value.to_str().map(|v| Some(v.to_owned())).map_err(|_| bad()),
+        _ => Err(bad()),
+    }
+}
+
+/// The names of all headers that begin with a prefix.
+pub fn headers_named(headers: &HeaderMap, prefix: &str) -> Vec<String> {
+    headers.keys().map(http::HeaderName::as_str).filter(|n| n.starts_with(prefix)).map(ToOwned::to_owned).collect()
 }
 
 /// Fields are read from a body that every reader reads alike: JSON in UTF-8, uncoded, and named as such once.
@@ -81,16 +104,9 @@ pub fn without_token(body: Option<&Bytes>) -> Result<(), Refusal> {
     Ok(())
 }
 
-/// Builds the question. Fields of the body are read only where the operation declares them.
-pub fn intent(
-    caller: &Caller,
-    route: &Route,
-    matched: &Matched<'_>,
-    body: Option<&Bytes>,
-    method: &str,
-    now: Timestamp,
-) -> Result<Intent, Refusal> {
-    let mut context = Map::new();
+/// Builds the question. Of the body policy sees what the operation reads.
+pub fn intent(caller: &Caller, route: &Route, matched: &Matched<'_>, method: &str, now: Timestamp) -> Intent {
+    let mut context = matched.context.clone();
     context.insert("method".into(), method.into());
     context.insert("time".into(), now.unix().into());
     context.insert("scope".into(), caller.token.claims.scopes().collect::<Vec<_>>().into());
@@ -99,12 +115,7 @@ pub fn intent(
     context.insert("subject".into(), claims.sub.as_str().into());
     context.insert("actors".into(), access_token::actors(claims.act.as_ref()).into());
     context.insert("params".into(), json!(matched.params));
-    if !matched.operation.body.is_empty() {
-        let fields = operation::body_fields(&matched.operation.body, body.map(|b| &b[..]).unwrap_or_default());
-        let fields = fields.map_err(|e| Refusal::new(400, "body", e.to_string()))?;
-        context.insert("body".into(), Value::Object(fields));
-    }
-    Ok(Intent {
+    Intent {
         principal: Principal {
             spiffe_id: caller.token.claims.client_id.clone(),
             groups: caller.entry.groups.iter().chain(&claims.groups).cloned().collect(),
@@ -115,7 +126,7 @@ pub fn intent(
         route: route.name.clone(),
         object: matched.object.clone(),
         context,
-    })
+    }
 }
 
 /// Decides. A `forbid` is answered before a scope that is too small; both before anything is done.

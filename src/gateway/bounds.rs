@@ -18,6 +18,8 @@ pub enum Cut {
     Expired,
     /// The mask cannot read on, or forbids what it read.
     Masked,
+    /// A part of it is not allowed.
+    Denied,
     /// It cannot be recorded.
     Unrecorded,
     /// Upstream broke off.

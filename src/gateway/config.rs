@@ -8,7 +8,8 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 use crate::domain::time::Span;
-use crate::protocol::operation::FieldType;
+use crate::gateway::upstream::config::UpstreamConfig;
+use crate::protocol::operation::{FieldType, Reads, WebSocket};
 
 /// `[gateway]`.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -116,6 +117,9 @@ pub struct RouteConfig {
     /// Whether each proof needs a nonce.
     #[serde(default)]
     pub nonce_required: bool,
+    /// Whether each proof must sign for the body.
+    #[serde(default)]
+    pub content_digest: bool,
     /// Whether streams end with their token.
     #[serde(default)]
     pub ends_with_token: bool,
@@ -124,37 +128,21 @@ pub struct RouteConfig {
     pub operations: Vec<OperationConfig>,
 }
 
-/// `match` of a route.
+/// `match` of a route: all that is given must hold.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct MatchConfig {
     /// Path template.
     pub path: String,
-}
-
-/// `upstream` of a route.
-#[derive(Clone, Debug, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct UpstreamConfig {
-    /// `http://host:port` or `https://host:port`.
-    pub url: String,
-    /// How long a connection may take.
-    #[serde(default = "connect_timeout")]
-    pub connect_timeout: Span,
-    /// How long upstream may be silent.
-    #[serde(default = "idle_timeout")]
-    pub idle_timeout: Span,
-    /// Roots for `https`, PEM.
+    /// One of the gateway's origins, by its host or host and port.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub ca_file: Option<PathBuf>,
-}
-
-const fn connect_timeout() -> Span {
-    Span(Duration::from_secs(2))
-}
-
-const fn idle_timeout() -> Span {
-    Span(Duration::from_mins(1))
+    pub host: Option<String>,
+    /// Methods; none: all.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub methods: Vec<String>,
+    /// Headers and their values; `*`: any value.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub headers: BTreeMap<String, String>,
 }
 
 /// `record` of a route.
@@ -200,7 +188,7 @@ pub enum Access {
 pub struct OperationConfig {
     /// Name.
     pub name: String,
-    /// `METHOD /path/{template}`.
+    /// `METHOD /path/{template}`; `MESSAGE` for messages of a WebSocket, `CALL` for tool calls in an answer.
     #[serde(rename = "match")]
     pub matcher: String,
     /// Object template over the same parameters.
@@ -208,6 +196,28 @@ pub struct OperationConfig {
     /// Body fields.
     #[serde(default)]
     pub body: BTreeMap<String, FieldConfig>,
+    /// How the body is read.
+    #[serde(default)]
+    pub reads: Reads,
+    /// Strings of the body that must be one of these for the operation to fit, by JSON pointer.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub select: BTreeMap<String, OneOrMany>,
+    /// Further parameters for `object`: strings of the body, by JSON pointer.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub params: BTreeMap<String, String>,
+    /// Whether it opens a WebSocket, and whether its messages are judged.
+    #[serde(default)]
+    pub websocket: WebSocket,
+}
+
+/// One string or several.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(untagged)]
+pub enum OneOrMany {
+    /// One.
+    One(String),
+    /// Any of these.
+    Many(Vec<String>),
 }
 
 /// One body field.

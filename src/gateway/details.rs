@@ -22,13 +22,19 @@ pub fn check(claims: &Claims, intent: &Intent) -> Result<(), Refusal> {
     Err(Refusal::new(403, "insufficient-details", detail).with_error(OauthError::InsufficientScope))
 }
 
+/// Whether a request would be paid with a use.
+pub fn counted(claims: &Claims, intent: &Intent) -> bool {
+    let covering = covering(claims, intent);
+    !covering.is_empty() && covering.iter().all(|d| d.uses.is_some())
+}
+
 impl Gateway {
     /// Takes a use where every detail that covers the request is counted; gives the grant it was taken of. It is taken with
     /// the permit and never given back: nobody could say what upstream did.
     pub(super) async fn take_use(&self, asking: &Asking<'_>) -> Result<Option<Sha256>, Refusal> {
         let claims = &asking.caller.token.claims;
         let covering = covering(claims, asking.intent);
-        if covering.iter().any(|d| d.uses.is_none()) || covering.is_empty() {
+        if !counted(claims, asking.intent) {
             return Ok(None);
         }
         let grantee = claims.grantee();

@@ -1,90 +1,27 @@
 //! Permit → upstream. The credential stays here; upstream gets a transaction token for this one request.
 
-use std::path::Path;
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use bytes::Bytes;
-use http::header::{HOST, HeaderName, HeaderValue};
-use http::uri::{Authority, PathAndQuery, Scheme, Uri};
+use http::header::{self, HeaderName, HeaderValue};
 use http::{HeaderMap, Request, Response, Version};
+use http_body_util::{BodyExt as _, Full};
 use hyper::body::{Body, Frame, Incoming as IncomingBody, SizeHint};
-use hyper_rustls::HttpsConnector;
-use hyper_util::client::legacy::Client;
-use hyper_util::client::legacy::connect::HttpConnector;
-use hyper_util::rt::{TokioExecutor, TokioTimer};
 use tokio::time::Instant;
-
-use rustls::pki_types::{CertificateDer, pem::PemObject as _};
 
 use crate::domain::refusal::Refusal;
 use crate::gateway::approve::{Asking, Permit};
 use crate::gateway::bounds::Bounds;
-use crate::gateway::config::UpstreamConfig;
 use crate::gateway::headers;
 use crate::gateway::record::Exchange;
 use crate::gateway::serve::Gateway;
+use crate::gateway::upstream::config::Protocol;
+use crate::gateway::upstream::{Place, Unsent};
 use crate::net::body::{AnyBody, BoxError};
-use crate::net::tls;
 use crate::protocol::txn_token::{self, request_digest};
 use crate::store::entropy;
-
-/// A protected service and the pool of connections to it.
-pub struct Upstream {
-    scheme: Scheme,
-    authority: Authority,
-    url: String,
-    idle: Duration,
-    client: Client<HttpsConnector<HttpConnector>, AnyBody>,
-}
-
-impl Upstream {
-    /// Checks the URL and builds the pool; nothing is dialled yet.
-    pub fn new(config: &UpstreamConfig, base: &Path) -> Result<Self, String> {
-        let uri: Uri = config.url.parse().map_err(|e| format!("url {:?}: {e}", config.url))?;
-        let bare = uri.path_and_query().is_none_or(|p| p.as_str() == "/");
-        let (Some(scheme), Some(authority), true) = (uri.scheme(), uri.authority(), bare) else {
-            return Err(format!("url {:?} is not http://host:port or https://host:port without a path", config.url));
-        };
-        let roots = match &config.ca_file {
-            None => Vec::new(),
-            Some(file) => CertificateDer::pem_file_iter(base.join(file))
-                .and_then(Iterator::collect::<Result<Vec<_>, _>>)
-                .map_err(|e| format!("ca_file {}: {e}", file.display()))?,
-        };
-        if *scheme == Scheme::HTTPS && roots.is_empty() {
-            return Err("an https upstream needs ca_file, the roots that its certificate leads to".into());
-        }
-        let roots: Vec<Vec<u8>> = roots.into_iter().map(|c| c.to_vec()).collect();
-        let tls = tls::web_client(&roots).map_err(|e| e.to_string())?;
-        let mut http = HttpConnector::new();
-        http.enforce_http(false);
-        http.set_nodelay(true);
-        http.set_connect_timeout(Some(config.connect_timeout.0));
-        let connector = hyper_rustls::HttpsConnectorBuilder::new()
-            .with_tls_config(tls)
-            .https_or_http()
-            .enable_http1()
-            .wrap_connector(http);
-        let client = Client::builder(TokioExecutor::new())
-            .pool_timer(TokioTimer::new())
-            .pool_idle_timeout(Duration::from_mins(1))
-            .build(connector);
-        Ok(Self {
-            scheme: scheme.clone(),
-            authority: authority.clone(),
-            url: config.url.clone(),
-            idle: config.idle_timeout.0,
-            client,
-        })
-    }
-
-    /// How long it may be silent.
-    pub const fn idle(&self) -> Duration {
-        self.idle
-    }
-}
 
 /// The request's body on its way: counted, recorded, and held back by upstream's own pace.
 struct Recorded<B> {
@@ -109,11 +46,15 @@ where
                 Some(Err(error.into()))
             }
             Some(Ok(frame)) => {
-                let recorded = frame.data_ref().map_or(Ok(()), |chunk| self.exchange.request_chunk(chunk));
-                if recorded.is_err() {
+                let mut passed = pass(frame, &self.exchange);
+                // Who knows that nothing follows need not ask for it.
+                if self.body.is_end_stream() {
+                    passed = passed.and_then(|frame| ended(frame, &self.exchange));
+                }
+                if passed.is_err() {
                     self.exchange.request_unrecorded();
                 }
-                Some(recorded.map(|()| frame).map_err(Into::into))
+                Some(passed)
             }
         })
     }
@@ -127,6 +68,25 @@ where
     }
 }
 
+fn ended(frame: Frame<Bytes>, exchange: &Exchange) -> Result<Frame<Bytes>, BoxError> {
+    exchange.request_end()?;
+    Ok(frame)
+}
+
+fn pass(frame: Frame<Bytes>, exchange: &Exchange) -> Result<Frame<Bytes>, BoxError> {
+    match frame.into_data() {
+        Ok(chunk) => {
+            exchange.request_chunk(&chunk)?;
+            Ok(Frame::data(chunk))
+        }
+        Err(frame) => {
+            let trailers = headers::trailers(&frame.into_trailers().unwrap_or_default());
+            exchange.request_trailers(&trailers)?;
+            Ok(Frame::trailers(trailers))
+        }
+    }
+}
+
 /// The body that is forwarded: read whole before, or streaming.
 pub enum Outgoing {
     /// Held for a rule or an approval.
@@ -137,8 +97,15 @@ pub enum Outgoing {
 
 impl Outgoing {
     fn recorded(self, exchange: &Exchange) -> AnyBody {
-        use http_body_util::{BodyExt as _, Full};
         let exchange = exchange.clone();
+        let empty = match &self {
+            Self::Held(bytes) => bytes.is_empty(),
+            Self::Streaming(body) => body.is_end_stream(),
+        };
+        if empty {
+            // Nothing is recorded of it, so nothing can fail.
+            let _ = exchange.request_end();
+        }
         match self {
             Self::Held(bytes) => Recorded { body: Full::new(bytes), exchange }.boxed_unsync(),
             Self::Streaming(body) => Recorded { body, exchange }.boxed_unsync(),
@@ -169,42 +136,27 @@ impl Gateway {
         exchange: &Exchange,
         body: Outgoing,
         bounds: &Bounds,
-    ) -> Result<Response<IncomingBody>, Unanswered> {
+    ) -> Result<(Response<IncomingBody>, Place), Unanswered> {
         let upstream = &asking.route.upstream;
-        let mut request = Request::new(body.recorded(exchange));
         let target = asking.request.target();
-        *request.method_mut() = asking.request.head.method.clone();
+        let mut request = Request::new(());
+        *request.method_mut() = asking.request.method().clone();
         *request.version_mut() = Version::HTTP_11;
-        *request.uri_mut() = Uri::builder()
-            .scheme(upstream.scheme.clone())
-            .authority(upstream.authority.clone())
-            .path_and_query(
-                PathAndQuery::try_from(target.as_str())
-                    .map_err(|_| Refusal::new(400, "path", "the path or query is malformed"))?,
-            )
-            .build()
-            .map_err(|_| Refusal::new(400, "path", "the path or query is malformed"))?;
         *request.headers_mut() = self.headers(asking, &permit, &target)?;
+        let (head, ()) = request.into_parts();
         drop(permit);
+        let sending = upstream.send(&head, &target, body.recorded(exchange));
         let answered = tokio::select! {
             biased;
             cut = bounds.over(&self.stores) => return Err(Unanswered { refusal: cut.refusal(), sent: true }),
-            answered = patient(upstream.client.request(request), exchange, upstream.idle) => answered,
+            answered = patient(sending, exchange, upstream.idle(), upstream.thinking()) => answered,
         };
         match answered {
-            Some(Ok(response)) => Ok(response),
-            Some(Err(error)) => {
-                if let Some(refusal) = exchange.request_fault() {
-                    return Err(Unanswered { refusal: refusal.because(chain(&error)), sent: true });
-                }
-                let name = &asking.route.name;
-                let detail = if error.is_connect() {
-                    format!("the protected service of route {name} does not answer; it may be down")
-                } else {
-                    format!("the protected service of route {name} broke off, or does not speak HTTP")
-                };
-                let refusal = Refusal { retry_after: Some(5), ..Refusal::new(502, "upstream", detail) };
-                Err(Unanswered { refusal: refusal.because(chain(&error)), sent: !error.is_connect() })
+            Some(Ok(answered)) => Ok(answered),
+            Some(Err(unsent)) => Err(unanswered(&asking.route.name, exchange, &unsent)),
+            None if !exchange.request_ended() => {
+                let refusal = Refusal::new(408, "body", "the request's body, or upstream's reading of it, stood still");
+                Err(Unanswered { refusal, sent: true })
             }
             None => {
                 let refusal = Refusal::new(504, "upstream", "the protected service did not answer in time");
@@ -224,14 +176,14 @@ impl Gateway {
             HeaderValue::from_str(value)
                 .map_err(|e| Refusal::new(400, "header", "a header cannot be written").because(e))
         };
-        let host = text(upstream.authority.as_str())?;
+        let authority = upstream.authority().as_str();
         let context = txn_token::Context {
-            upstream: upstream.url.clone(),
+            upstream: upstream.url().to_owned(),
             operation: asking.intent.operation.clone(),
             object: asking.intent.object.clone(),
             rule: permit.verdict().rule().to_owned(),
             policy_version: permit.verdict().policy_version.clone(),
-            request_sha256: request_digest(request.head.method.as_str(), upstream.authority.as_str(), target),
+            request_sha256: request_digest(request.method().as_str(), authority, target),
             body_sha256: asking.body.map(|b| crate::domain::digest::Sha256::of(b)),
         };
         let now = self.stores.clock.now();
@@ -245,13 +197,23 @@ impl Gateway {
         );
         let mut token = text(&token)?;
         token.set_sensitive(true);
-        headers.insert(HOST, host);
+        headers.insert(header::HOST, upstream.host().clone());
         headers.insert(HeaderName::from_static("txn-token"), token);
         headers.insert(
             HeaderName::from_static("forwarded"),
             text(&format!("proto=https;host=\"{}\"", request.origin.authority()))?,
         );
         headers.insert(HeaderName::from_static("popgate-request-id"), text(&request.id)?);
+        headers.append(header::VIA, HeaderValue::from_static(via(request.head.version)));
+        if headers::takes_trailers(&request.head.headers) {
+            headers.insert(header::TE, HeaderValue::from_static("trailers"));
+            if upstream.config().protocol == Protocol::Http1 {
+                headers.insert(header::CONNECTION, HeaderValue::from_static("te"));
+            }
+        }
+        if let Some(handshake) = &request.handshake {
+            handshake.ask(&mut headers);
+        }
         let parent = headers.get("traceparent").and_then(|v| v.to_str().ok()).and_then(trace_id);
         let parent =
             format!("00-{}-{}-01", parent.unwrap_or_else(|| request.id.clone()), hex::encode(entropy::random::<8>()));
@@ -263,20 +225,53 @@ impl Gateway {
     }
 }
 
-/// Waits for an answer as long as something moves: a long upload is not silence.
-async fn patient<F: Future>(answer: F, exchange: &Exchange, idle: Duration) -> Option<F::Output> {
+/// Waits for an answer as long as the body moves: a long upload is not silence. Once it is whole, upstream may think for
+/// its own time.
+async fn patient<F: Future>(answer: F, exchange: &Exchange, idle: Duration, thinking: Duration) -> Option<F::Output> {
     let mut answer = std::pin::pin!(answer);
-    let mut since = Instant::now();
+    let began = Instant::now();
+    let mut deadline = began + idle.min(thinking);
     loop {
         tokio::select! {
             answer = &mut answer => return Some(answer),
-            () = tokio::time::sleep_until(since + idle) => {}
+            () = tokio::time::sleep_until(deadline) => {}
         }
-        let moved = exchange.last_request_chunk();
-        if moved <= since {
+        let patience = if exchange.request_ended() { thinking } else { idle };
+        deadline = exchange.last_request_chunk().max(began) + patience;
+        if deadline <= Instant::now() {
             return None;
         }
-        since = moved;
+    }
+}
+
+/// What the client reads when upstream gave no answer.
+fn unanswered(route: &str, exchange: &Exchange, unsent: &Unsent) -> Unanswered {
+    let sent = matches!(unsent, Unsent::Broke(_));
+    if let Some(refusal) = exchange.request_fault() {
+        return Unanswered { refusal: refusal.because(unsent), sent: true };
+    }
+    let (status, kind, detail) = match unsent {
+        Unsent::Overloaded => {
+            (503, "overloaded", format!("the protected service of route {route} has all it can take"))
+        }
+        Unsent::NoneFit => (503, "upstream", format!("no endpoint of the protected service of route {route} is well")),
+        Unsent::Unreachable(_) => {
+            (502, "upstream", format!("the protected service of route {route} does not answer; it may be down"))
+        }
+        Unsent::Broke(_) => {
+            (502, "upstream", format!("the protected service of route {route} broke off, or does not speak HTTP"))
+        }
+    };
+    let refusal = Refusal { retry_after: Some(5), ..Refusal::new(status, kind, detail) };
+    Unanswered { refusal: refusal.because(unsent), sent }
+}
+
+/// RFC 9110 §7.6.3: the version that was received, and who received it.
+const fn via(version: Version) -> &'static str {
+    match version {
+        Version::HTTP_2 => "2 popgate",
+        Version::HTTP_10 => "1.0 popgate",
+        _ => "1.1 popgate",
     }
 }
 
@@ -286,15 +281,4 @@ fn trace_id(value: &str) -> Option<String> {
     let (version, id) = (parts.next()?, parts.next()?);
     let hex = |t: &str, n: usize| t.len() == n && t.bytes().all(|b| b.is_ascii_digit() || (b'a'..=b'f').contains(&b));
     (hex(version, 2) && hex(id, 32)).then(|| id.to_owned())
-}
-
-fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(cause) = source {
-        text.push_str(": ");
-        text.push_str(&cause.to_string());
-        source = cause.source();
-    }
-    text
 }

@@ -3,14 +3,13 @@
 use http::header::{self, HeaderMap, HeaderName, HeaderValue};
 
 /// Headers of one hop (RFC 9110 §7.6.1), and what would frame the message anew.
-const HOP: [&str; 9] = [
+const HOP: [&str; 8] = [
     "connection",
     "keep-alive",
     "proxy-connection",
     "proxy-authenticate",
     "proxy-authorization",
     "te",
-    "trailer",
     "transfer-encoding",
     "upgrade",
 ];
@@ -71,6 +70,49 @@ fn is_claim(name: &str) -> bool {
     name.contains('_') || METHODS.contains(&name) || PREFIXES.iter().any(|p| name.starts_with(p))
 }
 
+/// Fields that a trailer must not carry: framing, routing, credentials, and how the content is read (RFC 9110 §6.5.1).
+const NOT_IN_TRAILERS: [&str; 10] = [
+    "host",
+    "content-length",
+    "content-type",
+    "content-encoding",
+    "content-range",
+    "set-cookie",
+    "cookie",
+    "cache-control",
+    "www-authenticate",
+    "trailer",
+];
+
+/// Whether the client understands trailers (RFC 9110 §10.1.4).
+pub fn takes_trailers(headers: &HeaderMap) -> bool {
+    let values = headers.get_all(header::TE).iter().filter_map(|v| v.to_str().ok());
+    values.flat_map(|v| v.split(',')).any(|v| v.trim().eq_ignore_ascii_case("trailers"))
+}
+
+/// The trailers that pass, either way.
+pub fn trailers(sent: &HeaderMap) -> HeaderMap {
+    let mut passing = sent.clone();
+    remove_hop(&mut passing);
+    let forbidden: Vec<HeaderName> = passing
+        .keys()
+        .filter(|n| {
+            let name = n.as_str();
+            NOT_IN_TRAILERS.contains(&name) || CLAIMS.contains(&name) || is_claim(name) || is_ours(name)
+        })
+        .cloned()
+        .collect();
+    for name in forbidden {
+        passing.remove(name);
+    }
+    passing
+}
+
+/// Ours to say, or for the gateway's whole origin.
+fn is_ours(name: &str) -> bool {
+    name.starts_with("popgate-") || ["dpop-nonce", "txn-token", "alt-svc"].contains(&name)
+}
+
 /// The headers that upstream gets, before ours are added.
 pub fn towards_upstream(client: &HeaderMap, masked: bool) -> HeaderMap {
     let mut headers = client.clone();
@@ -97,11 +139,7 @@ pub fn towards_upstream(client: &HeaderMap, masked: bool) -> HeaderMap {
 pub fn towards_client(upstream: &HeaderMap, masked: bool, secret: Option<&[u8]>) -> HeaderMap {
     let mut headers = upstream.clone();
     remove_hop(&mut headers);
-    // Ours to say, or for the gateway's whole origin.
-    let is_ours = |n: &HeaderName| {
-        n.as_str().starts_with("popgate-") || ["dpop-nonce", "txn-token", "alt-svc"].contains(&n.as_str())
-    };
-    let ours: Vec<HeaderName> = headers.keys().filter(|n| is_ours(n)).cloned().collect();
+    let ours: Vec<HeaderName> = headers.keys().filter(|n| is_ours(n.as_str())).cloned().collect();
     for name in ours {
         headers.remove(name);
     }

@@ -7,15 +7,19 @@ use std::time::Duration;
 use bytes::Bytes;
 use http::HeaderMap;
 use http_body_util::BodyExt as _;
-use hyper::body::{Body, Frame, Incoming};
+use hyper::body::{Body, Frame};
 use tokio::sync::mpsc;
 use tokio::time::timeout;
 
+use crate::domain::refusal::Refusal;
 use crate::gateway::bounds::{Bounds, Cut};
-use crate::gateway::mask::Treatment;
+use crate::gateway::headers;
+use crate::gateway::mask::{self, Treatment};
 use crate::gateway::record::Exchange;
+use crate::gateway::upstream::Place;
 use crate::net::body::{AnyBody, BoxError};
 use crate::protocol::masking::Masker;
+use crate::protocol::operation::calls::Held;
 use crate::store::Stores;
 
 /// What a client's end of a stream finds when the channel closes.
@@ -32,11 +36,13 @@ pub struct Course {
     pub idle: Duration,
     /// Whether the client reads server-sent events, so that it can be told why they end.
     pub events: bool,
+    /// The place at the endpoint, kept to the last byte.
+    pub place: Place,
 }
 
 /// Starts the pump and gives the client's end of it.
 pub fn start(
-    upstream: Incoming,
+    upstream: AnyBody,
     treatment: Treatment,
     exchange: Exchange,
     bounds: Bounds,
@@ -44,7 +50,7 @@ pub fn start(
     stores: Stores,
 ) -> AnyBody {
     let (sender, receiver) = mpsc::channel(AHEAD);
-    let exact = matches!(treatment, Treatment::Plain).then(|| upstream.size_hint().exact()).flatten();
+    let exact = treatment.masker.is_none().then(|| upstream.size_hint().exact()).flatten();
     let end = Arc::new(AtomicU8::new(OPEN));
     tokio::spawn(run(upstream, treatment, exchange, bounds, course, stores, sender, end.clone()));
     ClientEnd { receiver, exact, ended: false, end }.boxed_unsync()
@@ -52,7 +58,7 @@ pub fn start(
 
 #[expect(clippy::too_many_arguments, reason = "a task owns all that it works on")]
 async fn run(
-    mut upstream: Incoming,
+    mut upstream: AnyBody,
     mut treatment: Treatment,
     exchange: Exchange,
     bounds: Bounds,
@@ -69,7 +75,7 @@ async fn run(
         done = relay(&mut upstream, &mut treatment, &exchange, course.idle, &client) => done,
         () = client.closed() => Err(Cut::ClientGone),
     };
-    if let Treatment::Masked(masker) = &treatment {
+    if let Some(masker) = &treatment.masker {
         exchange.masked(masker.counts());
     }
     match outcome {
@@ -107,7 +113,7 @@ async fn tell(exchange: &Exchange, client: &mpsc::Sender<Frame<Bytes>>, name: &s
 }
 
 async fn relay(
-    upstream: &mut Incoming,
+    upstream: &mut AnyBody,
     treatment: &mut Treatment,
     exchange: &Exchange,
     idle: Duration,
@@ -120,12 +126,30 @@ async fn relay(
             Some(Ok(frame)) => pass(frame, treatment, exchange, client).await?,
         }
     }
-    if let Treatment::Masked(masker) = treatment {
-        let mut rest = Vec::new();
-        masker.finish(&mut rest).map_err(|_| Cut::Masked)?;
-        release(rest.into(), exchange, client).await?;
+    let mut rest = Bytes::new();
+    if let Some((gate, judge)) = &mut treatment.calls {
+        let mut passed = Vec::new();
+        gate.finish(&mut passed, &mut **judge).map_err(refused)?;
+        rest = passed.into();
     }
-    Ok(())
+    if let Some(masker) = &mut treatment.masker {
+        let mut last = Vec::new();
+        masker.push(&rest, &mut last).map_err(|_| Cut::Masked)?;
+        masker.finish(&mut last).map_err(|_| Cut::Masked)?;
+        rest = last.into();
+    }
+    release(rest, exchange, client).await?;
+    match treatment.last.take() {
+        Some(trailers) => trail(trailers, exchange, client).await,
+        None => Ok(()),
+    }
+}
+
+fn refused(held: Held<Refusal>) -> Cut {
+    match held {
+        Held::Refused(_) => Cut::Denied,
+        Held::TooLong | Held::Unreadable => Cut::Masked,
+    }
 }
 
 async fn pass(
@@ -137,17 +161,26 @@ async fn pass(
     match frame.into_data() {
         Ok(chunk) => {
             exchange.upstream_chunk(chunk.len());
-            let chunk = match treatment {
-                Treatment::Plain => chunk,
-                Treatment::Masked(masker) => masked(masker, &chunk)?,
-            };
+            let mut chunk = chunk;
+            if let Some((gate, judge)) = &mut treatment.calls {
+                let mut passed = Vec::new();
+                gate.push(&chunk, &mut passed, &mut **judge).map_err(refused)?;
+                chunk = passed.into();
+            }
+            if let Some(masker) = &mut treatment.masker {
+                chunk = masked(masker, &chunk)?;
+            }
             release(chunk, exchange, client).await
         }
-        // A mask does not read trailers, so where there is one they stay behind.
-        Err(frame) => match (treatment, frame.into_trailers()) {
-            (Treatment::Plain, Ok(trailers)) => trail(trailers, client).await,
-            _ => Ok(()),
-        },
+        Err(frame) => {
+            let trailers = headers::trailers(&frame.into_trailers().unwrap_or_default());
+            // What is behind the body comes behind it, masked or not.
+            treatment.last = Some(match &treatment.trailers {
+                Some(rules) => mask::trailers(rules, &trailers),
+                None => trailers,
+            });
+            Ok(())
+        }
     }
 }
 
@@ -166,7 +199,8 @@ async fn release(chunk: Bytes, exchange: &Exchange, client: &mpsc::Sender<Frame<
     client.send(Frame::data(chunk)).await.map_err(|_| Cut::ClientGone)
 }
 
-async fn trail(trailers: HeaderMap, client: &mpsc::Sender<Frame<Bytes>>) -> Result<(), Cut> {
+async fn trail(trailers: HeaderMap, exchange: &Exchange, client: &mpsc::Sender<Frame<Bytes>>) -> Result<(), Cut> {
+    exchange.response_trailers(&trailers).map_err(|_| Cut::Unrecorded)?;
     client.send(Frame::trailers(trailers)).await.map_err(|_| Cut::ClientGone)
 }
 

@@ -18,7 +18,7 @@ use crate::gateway::approve::{Asking, Permit};
 use crate::gateway::config::RecordMode;
 use crate::gateway::headers;
 use crate::gateway::serve::Gateway;
-use crate::protocol::masking::{Counts, Masker};
+use crate::protocol::masking::{self, Counts, MaskRules, Masker};
 use crate::protocol::transcript::Head;
 use crate::store::evidence::Recording;
 use crate::store::{Stores, Unavailable, entropy};
@@ -41,11 +41,15 @@ struct Inner {
     fault: Option<RequestFault>,
     /// Masks what is recorded of the request; none: recorded as it is.
     request_mask: RequestMask,
+    /// The same for the messages of a WebSocket.
+    message_mask: Option<Arc<MaskRules>>,
     request: (u64, Hasher),
     response: (u64, Hasher),
     upstream_bytes: u64,
     /// When the request's body last moved.
     moved: Instant,
+    /// Whether it has ended.
+    request_done: bool,
     masked: Counts,
     status: u16,
     sealed: bool,
@@ -92,10 +96,12 @@ impl Gateway {
             lost: false,
             fault: None,
             request_mask: request_mask(asking),
+            message_mask: asking.route.mask.clone(),
             request: (0, Hasher::default()),
             response: (0, Hasher::default()),
             upstream_bytes: 0,
             moved: Instant::now(),
+            request_done: false,
             masked: Counts::new(),
             status: 0,
             // Until it is admitted there is nothing to end.
@@ -129,7 +135,7 @@ impl Gateway {
             jkt: asking.caller.jkt(),
             token_sha256: asking.caller.token_sha256,
             proof: commitment("proof"),
-            method: request.head.method.to_string(),
+            method: request.method().to_string(),
             target: commitment("target"),
             route: asking.route.name.clone(),
             operation: asking.intent.operation.clone(),
@@ -183,6 +189,14 @@ impl Inner {
         let payload = serde_json::to_vec(&head).expect("a head is strings");
         self.frame(kind, &payload)
     }
+
+    fn trailers(&mut self, kind: FrameKind, trailers: &HeaderMap) -> Result<(), Unavailable> {
+        if self.recording.is_none() {
+            return Ok(());
+        }
+        let payload = serde_json::to_vec(&headers::recorded(trailers)).expect("trailers are strings");
+        self.frame(kind, &payload)
+    }
 }
 
 impl Exchange {
@@ -212,6 +226,22 @@ impl Exchange {
             }
         }
         inner.frame(FrameKind::RequestBody, &kept)
+    }
+
+    /// A message of a WebSocket's client is about to pass; each is masked for the recording on its own.
+    pub fn request_message(&self, message: &[u8]) -> Result<(), Unavailable> {
+        let mut guard = self.lock();
+        let inner = &mut *guard;
+        if inner.sealed {
+            return Err(Unavailable::new("the recorder", "the exchange has ended"));
+        }
+        inner.request.0 += message.len() as u64;
+        inner.request.1.update(message);
+        let kept = match &inner.message_mask {
+            None => Some(message.to_vec()),
+            Some(rules) => masking::mask_whole(rules, masking::sniffed(message), message).ok(),
+        };
+        inner.frame(FrameKind::RequestBody, &kept.unwrap_or_default())
     }
 
     /// When the last piece of the request's body passed; before the first, when the exchange began.
@@ -250,7 +280,23 @@ impl Exchange {
             let _ = masker.finish(&mut kept);
         }
         inner.request_mask = RequestMask::Omitted;
+        inner.request_done = true;
         inner.frame(FrameKind::RequestBody, &kept)
+    }
+
+    /// The request's trailers have passed.
+    pub fn request_trailers(&self, trailers: &HeaderMap) -> Result<(), Unavailable> {
+        self.lock().trailers(FrameKind::RequestTrailers, trailers)
+    }
+
+    /// The response's trailers are about to go to the client.
+    pub fn response_trailers(&self, trailers: &HeaderMap) -> Result<(), Unavailable> {
+        self.lock().trailers(FrameKind::ResponseTrailers, trailers)
+    }
+
+    /// Whether the request's body has ended.
+    pub fn request_ended(&self) -> bool {
+        self.lock().request_done
     }
 
     /// The response's head is about to go to the client.
@@ -276,6 +322,14 @@ impl Exchange {
     /// What has been masked in the response.
     pub fn masked(&self, counts: Counts) {
         self.lock().masked = counts;
+    }
+
+    /// Adds to what has been masked.
+    pub fn masked_more(&self, counts: Counts) {
+        let mut inner = self.lock();
+        for (kind, n) in counts {
+            *inner.masked.entry(kind).or_default() += n;
+        }
     }
 
     /// Ends the exchange: the recording first, then its one closing leaf.

@@ -8,13 +8,15 @@ use std::time::Duration;
 use zeroize::Zeroizing;
 
 use crate::domain::spiffe_id::SpiffeId;
-use crate::gateway::config::{Access, InjectConfig, MaskConfig, OperationConfig, RecordMode, RouteConfig};
-use crate::gateway::forward::Upstream;
+use crate::gateway::config::{Access, InjectConfig, MaskConfig, OneOrMany, OperationConfig, RecordMode, RouteConfig};
+use crate::gateway::matching::{Matcher, Wanted};
+use crate::gateway::upstream::Upstream;
 use crate::net::files;
+use crate::net::tls::OwnTls;
 use crate::protocol::htu::{Htu, Origin};
 use crate::protocol::masking::path::FieldPath;
 use crate::protocol::masking::{EntityKind, FieldAction, FieldRule, MaskRules, Strategy};
-use crate::protocol::operation::{BodyField, Operation};
+use crate::protocol::operation::{self, BodyField, Operation, Reads, WebSocket};
 use crate::protocol::policy::{PolicyEngine, PolicyError, PolicySource};
 use crate::protocol::template::Template;
 
@@ -25,7 +27,9 @@ pub enum RuleError {
     Route { route: String, what: String },
     #[error("mask {mask:?}: {what}")]
     Mask { mask: String, what: String },
-    #[error("routes {0:?} and {1:?} match the same paths, and neither is more specific")]
+    #[error(
+        "routes {0:?} and {1:?} match the same requests, and neither is more specific: tell them apart by path, host, methods or headers"
+    )]
     Tie(String, String),
     #[error("two routes are named {0:?}")]
     Duplicate(String),
@@ -39,12 +43,12 @@ pub enum RuleError {
 pub struct Route {
     /// Name.
     pub name: String,
-    /// Path template.
-    pub path: Template,
+    /// Which requests it is for.
+    pub matcher: Matcher,
     /// Absolute resource URL, the audience of its tokens.
     pub resource: String,
     /// Where it goes.
-    pub upstream: Upstream,
+    pub upstream: Arc<Upstream>,
     /// What is masked.
     pub mask: Option<Arc<MaskRules>>,
     /// Whether exchanges are recorded.
@@ -57,6 +61,8 @@ pub struct Route {
     pub introspect: Vec<SpiffeId>,
     /// Whether each proof needs a nonce.
     pub nonce_required: bool,
+    /// Whether each proof must sign for the body.
+    pub content_digest: bool,
     /// Whether streams end with their token.
     pub ends_with_token: bool,
     /// Operations.
@@ -110,8 +116,12 @@ pub struct RuleSources<'a> {
     pub policies: &'a [PolicySource],
     /// What relative files are relative to.
     pub base: &'a Path,
-    /// What relative resources are relative to.
-    pub origin: &'a Origin,
+    /// What the gateway is called; relative resources are relative to the first.
+    pub origins: &'a [Origin],
+    /// What the gateway shows to upstreams; none: the rules are only checked.
+    pub own: Option<&'a OwnTls>,
+    /// The rules in force: upstreams that stay the same keep their connections and their standing.
+    pub present: Option<&'a Rules>,
 }
 
 impl Rules {
@@ -128,13 +138,28 @@ impl Rules {
         check_ties(&routes)?;
         let operations: Vec<Operation> = routes.iter().flat_map(|r| r.operations.clone()).collect();
         let policy = Arc::new(PolicyEngine::load(sources.policies, &operations)?);
-        routes.sort_by_key(|r| std::cmp::Reverse(r.path.rank()));
+        routes.sort_by_key(|r| std::cmp::Reverse(r.matcher.rank()));
         Ok(Self { routes, policy })
     }
 
-    /// The most specific route of a path.
-    pub fn route(&self, path: &str) -> Option<&Route> {
-        self.routes.iter().find(|r| r.path.matches(path).is_some())
+    /// The most specific route of a request.
+    pub fn route(&self, wanted: &Wanted<'_>) -> Option<&Route> {
+        self.routes.iter().find(|r| r.matcher.matches(wanted))
+    }
+
+    /// The most specific route of a path, whatever else its requests must have.
+    pub fn route_of_path(&self, path: &str) -> Option<&Route> {
+        self.routes.iter().find(|r| r.matcher.path.matches(path).is_some())
+    }
+
+    /// Begins what goes on beside the requests: names are resolved, health is checked.
+    pub fn start(&self, present: Option<&Self>) {
+        for route in &self.routes {
+            let kept = present.is_some_and(|p| p.routes.iter().any(|r| Arc::ptr_eq(&r.upstream, &route.upstream)));
+            if !kept {
+                route.upstream.start();
+            }
+        }
     }
 
     /// Operations that can never match, since one before them has all their requests: a policy on them decides nothing.
@@ -142,8 +167,13 @@ impl Rules {
         let mut found = Vec::new();
         for route in &self.routes {
             for (at, late) in route.operations.iter().enumerate() {
-                let first =
-                    route.operations[..at].iter().find(|o| o.method == late.method && o.path.covers(&late.path));
+                let covers = |o: &&Operation| {
+                    o.method == late.method
+                        && o.path.covers(&late.path)
+                        && o.select.is_empty()
+                        && o.reads != Reads::Grpc
+                };
+                let first = route.operations[..at].iter().find(covers);
                 if let Some(first) = first {
                     let (late, first) = (&late.name, &first.name);
                     found.push(format!(
@@ -168,7 +198,7 @@ fn check_ties(routes: &[Route]) -> Result<(), RuleError> {
             if a.name == b.name {
                 return Err(RuleError::Duplicate(a.name.clone()));
             }
-            if a.path.same_paths(&b.path) {
+            if a.matcher.ties_with(&b.matcher) {
                 return Err(RuleError::Tie(a.name.clone(), b.name.clone()));
             }
         }
@@ -182,7 +212,7 @@ fn route(
     sources: &RuleSources<'_>,
 ) -> Result<Route, RuleError> {
     let bad = |what: String| RuleError::Route { route: config.name.clone(), what };
-    let path = Template::parse(&config.matcher.path).map_err(|e| bad(format!("match.path: {e}")))?;
+    let matcher = Matcher::new(&config.matcher, sources.origins).map_err(bad)?;
     let mask = match &config.mask {
         None => None,
         Some(name) => Some(masks.get(name.as_str()).cloned().ok_or_else(|| {
@@ -191,11 +221,14 @@ fn route(
         })?),
     };
     let resource = match config.resource.strip_prefix('/') {
-        Some(_) => format!("{}{}", sources.origin.as_str(), config.resource),
+        Some(_) => format!("{}{}", sources.origins.first().map_or("", Origin::as_str), config.resource),
         None => config.resource.clone(),
     };
     Htu::parse(&resource).map_err(|e| bad(format!("resource: {e}")))?;
-    let upstream = Upstream::new(&config.upstream, sources.base).map_err(|e| bad(format!("upstream: {e}")))?;
+    let upstream =
+        Upstream::new(&config.upstream, sources.base, sources.own).map_err(|e| bad(format!("upstream: {e}")))?;
+    let present = sources.present.into_iter().flat_map(Rules::routes).map(|r| &r.upstream);
+    let upstream = present.into_iter().find(|u| u.is_same(&upstream)).cloned().unwrap_or_else(|| Arc::new(upstream));
     let inject = config.inject.as_ref().map(|i| inject(i, sources.base).map_err(&bad)).transpose()?;
     let operations = config
         .operations
@@ -209,7 +242,7 @@ fn route(
         .collect::<Result<_, _>>()?;
     Ok(Route {
         name: config.name.clone(),
-        path,
+        matcher,
         resource,
         upstream,
         mask,
@@ -218,6 +251,7 @@ fn route(
         access: config.access,
         introspect,
         nonce_required: config.nonce_required,
+        content_digest: config.content_digest,
         ends_with_token: config.ends_with_token,
         operations,
     })
@@ -238,9 +272,6 @@ fn operation(config: &OperationConfig) -> Result<Operation, String> {
     let (method, path) = config.matcher.split_once(' ').ok_or("match has the form \"METHOD /path\"")?;
     let path = Template::parse(path).map_err(|e| format!("match: {e}"))?;
     let object = Template::parse(&config.object).map_err(|e| format!("object: {e}"))?;
-    if let Some(unknown) = object.parameters().find(|p| !path.parameters().any(|q| q == *p)) {
-        return Err(format!("object names {{{unknown}}}, which match does not have"));
-    }
     let body = config
         .body
         .iter()
@@ -251,7 +282,49 @@ fn operation(config: &OperationConfig) -> Result<Operation, String> {
             optional: f.optional,
         })
         .collect();
-    Ok(Operation { name: config.name.clone(), method: method.to_owned(), path, object, body })
+    let select = config.select.iter().map(|(pointer, values)| match values {
+        OneOrMany::One(value) => (pointer.clone(), vec![value.clone()]),
+        OneOrMany::Many(values) => (pointer.clone(), values.clone()),
+    });
+    let operation = Operation {
+        body,
+        reads: config.reads,
+        select: select.collect(),
+        params: config.params.clone(),
+        websocket: config.websocket,
+        ..Operation::new(&config.name, method, path, object)
+    };
+    check(&operation)?;
+    Ok(operation)
+}
+
+fn check(operation: &Operation) -> Result<(), String> {
+    let object = &operation.object;
+    if let Some(unknown) = object.parameters().find(|p| !operation.parameters().any(|q| q == *p)) {
+        return Err(format!("object names {{{unknown}}}, which neither match nor params has"));
+    }
+    if let Some(twice) = operation.params.keys().find(|p| operation.path.parameters().any(|q| q == p.as_str())) {
+        return Err(format!("params.{twice} is in match, too"));
+    }
+    let pointers =
+        operation.select.keys().chain(operation.params.values()).chain(operation.body.iter().map(|f| &f.pointer));
+    if let Some(bad) = pointers.into_iter().find(|p| !p.starts_with('/')) {
+        return Err(format!("{bad:?} is no JSON pointer: it begins with a slash (RFC 6901)"));
+    }
+    if operation.method.parse::<http::Method>().is_err() || operation.method == "CONNECT" {
+        return Err(format!("match: {:?} is no method that passes here; a WebSocket opens with GET", operation.method));
+    }
+    let part = [operation::MESSAGE, operation::CALL].contains(&operation.method.as_str());
+    if operation.websocket != WebSocket::Off && (operation.method != "GET" || operation.reads_body()) {
+        return Err("websocket: it opens with GET, and has no body to read".into());
+    }
+    match operation.reads {
+        Reads::Json => Ok(()),
+        _ if part => Err("reads: messages and calls are read as JSON".into()),
+        Reads::Grpc if operation.reads_body() => Err("reads = \"grpc\": the body is not JSON and has no fields".into()),
+        Reads::Grpc | Reads::Chat | Reads::Mcp | Reads::Graphql if operation.method == "POST" => Ok(()),
+        _ => Err("reads: such requests come with POST".into()),
+    }
 }
 
 fn mask(name: &str, config: &MaskConfig) -> Result<Arc<MaskRules>, RuleError> {

@@ -8,7 +8,7 @@ use std::time::Duration;
 use arc_swap::ArcSwap;
 use bytes::Bytes;
 use http::request::Parts;
-use http::{Method, Request, Response, header};
+use http::{Method, Request, Response, StatusCode, header};
 use hyper::body::Incoming as IncomingBody;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
@@ -20,23 +20,28 @@ use crate::domain::revocation::RevocationSet;
 use crate::domain::verdict::{Decision, Verdict};
 use crate::gateway::answer::stamp;
 use crate::gateway::approve::{Asking, Permit};
-use crate::gateway::authenticate::{Caller, Demand, Unproved};
+use crate::gateway::authenticate::{Caller, Demand, Unproved, bad_proof};
 use crate::gateway::authorize;
 use crate::gateway::bounds::Bounds;
 use crate::gateway::config::Access;
 use crate::gateway::forward::{Outgoing, Unanswered};
 use crate::gateway::headers;
 use crate::gateway::mask;
+use crate::gateway::matching::Wanted;
 use crate::gateway::pump::{self, Course};
 use crate::gateway::record::Exchange;
 use crate::gateway::routes::{Inject, Route, Rules};
 use crate::gateway::tokens::Caches;
+use crate::gateway::upstream::Place;
+use crate::gateway::websocket::{self, Handshake, Relay};
 use crate::net::body::{self, AnyBody, ReadError};
 use crate::net::listener::{Peer, Serve};
+use crate::net::tls::OwnTls;
 use crate::protocol::dpop::Window;
 use crate::protocol::htu::{CanonicalPath, Origin};
 use crate::protocol::jws::SigningKey;
 use crate::protocol::nonce::NonceKey;
+use crate::protocol::operation::{self, Seen, WebSocket};
 use crate::store::{Stores, entropy};
 
 /// The plane's state.
@@ -49,6 +54,8 @@ pub struct Gateway {
     pub issuer: String,
     /// Origins that `htu` may name; the first is canonical.
     pub origins: Vec<Origin>,
+    /// What upstreams are shown.
+    pub own: OwnTls,
     /// Routes, masks and policy in force.
     pub rules: ArcSwap<Rules>,
     /// Stops in force.
@@ -81,9 +88,16 @@ pub struct Incoming {
     pub origin: Origin,
     /// The one path that proof, policy and upstream see.
     pub path: CanonicalPath,
+    /// The opening handshake of a WebSocket.
+    pub handshake: Option<Handshake>,
 }
 
 impl Incoming {
+    /// The method that routes and operations know: GET for a WebSocket, however it is opened.
+    pub fn method(&self) -> &Method {
+        if self.handshake.is_some() { &Method::GET } else { &self.head.method }
+    }
+
     /// The query as sent, without its question mark.
     pub fn query(&self) -> &str {
         self.head.uri.query().unwrap_or_default()
@@ -111,7 +125,12 @@ impl Serve for GatewayService {
 }
 
 impl Gateway {
-    async fn handle(&self, peer: &Peer, request: Request<IncomingBody>, request_id: &str) -> Response<AnyBody> {
+    async fn handle(
+        self: &Arc<Self>,
+        peer: &Peer,
+        request: Request<IncomingBody>,
+        request_id: &str,
+    ) -> Response<AnyBody> {
         let path = request.uri().path().to_owned();
         let (request, body) = match self.read(request, request_id) {
             Ok(read) => read,
@@ -124,19 +143,23 @@ impl Gateway {
             };
         }
         let rules = self.rules.load_full();
-        let route = rules.route(request.path.as_str());
+        let route = rules.route(&Wanted {
+            origin: &request.origin,
+            path: request.path.as_str(),
+            method: request.method().as_str(),
+            headers: &request.head.headers,
+        });
         match self.authenticate(peer, &request, &demand(route)).await {
             Err(unproved) => self.refuse(request_id, &path, unproved).await,
-            Ok(caller) => self.proved(&rules, route, &request, body, &caller).await,
+            Ok(caller) => self.proved(&rules, route, &Arc::new(request), body, &Arc::new(caller)).await,
         }
     }
 
     /// Gives the target its one reading. `Host` is held against configuration and then forgotten.
-    fn read(&self, request: Request<IncomingBody>, request_id: &str) -> Result<(Incoming, IncomingBody), Refusal> {
+    fn read(&self, mut request: Request<IncomingBody>, request_id: &str) -> Result<(Incoming, IncomingBody), Refusal> {
+        let upgrade = request.extensions_mut().remove::<hyper::upgrade::OnUpgrade>();
         let (head, body) = request.into_parts();
-        if head.method == Method::CONNECT {
-            return Err(Refusal::new(501, "method", "CONNECT is not served"));
-        }
+        let handshake = Handshake::of(&head, upgrade)?;
         if head.uri.scheme_str().is_some_and(|scheme| scheme != "https") {
             return Err(Refusal::new(400, "scheme", "the request is for another scheme than https"));
         }
@@ -159,54 +182,80 @@ impl Gateway {
         let origin = origin.ok_or_else(|| Refusal::new(421, "misdirected", "this gateway does not serve that host"))?;
         let path =
             CanonicalPath::parse(head.uri.path()).map_err(|e| Refusal::new(400, "path", format!("the path {e}")))?;
-        Ok((Incoming { id: request_id.to_owned(), head, origin, path }, body))
+        Ok((Incoming { id: request_id.to_owned(), head, origin, path, handshake }, body))
     }
 
     async fn proved(
-        &self,
+        self: &Arc<Self>,
         rules: &Rules,
         route: Option<&Route>,
-        request: &Incoming,
+        request: &Arc<Incoming>,
         body: IncomingBody,
-        caller: &Caller,
+        caller: &Arc<Caller>,
     ) -> Response<AnyBody> {
         let Some(route) = route else {
             let refusal = Refusal::new(404, "no-route", "no route has this path");
             return self.deny(request, caller, None, &refusal).await;
         };
-        let matched = authorize::classify(route, request.head.method.as_str(), request.path.as_str(), &rules.policy);
-        let operation = matched.as_ref().ok().map(|m| m.operation.name.clone());
-        let result = match matched {
-            Ok(matched) => self.carry_out(rules, route, request, body, caller, &matched).await,
-            Err(refusal) => Err(refusal),
-        };
-        match result {
+        let mut operation = None;
+        match self.carry_out(rules, route, request, body, caller, &mut operation).await {
             Ok(response) => response,
             Err(refusal) => self.deny(request, caller, operation.as_deref(), &refusal).await,
         }
     }
 
+    /// What a body must be for its operation to be known, and what of it is held for that.
+    async fn judged_body(&self, route: &Route, request: &Incoming, body: IncomingBody) -> Result<Outgoing, Refusal> {
+        let headers = &request.head.headers;
+        let body = Outgoing::Streaming(body);
+        if request.handshake.is_some() {
+            // It has none; over HTTP/2 what follows are messages.
+            return Ok(Outgoing::Held(Bytes::new()));
+        }
+        if operation::needs_body(&route.operations, request.method().as_str(), request.path.as_str()) {
+            authorize::readable(headers)?;
+            return self.held(body).await;
+        }
+        if authorize::is_form(headers) {
+            // RFC 6750 section 2.2: a token may hide in a form, and never does here.
+            let body = self.held(body).await?;
+            authorize::without_token(bytes_of(&body))?;
+            return Ok(body);
+        }
+        Ok(body)
+    }
+
     async fn carry_out(
-        &self,
+        self: &Arc<Self>,
         rules: &Rules,
         route: &Route,
-        request: &Incoming,
+        request: &Arc<Incoming>,
         body: IncomingBody,
-        caller: &Caller,
-        matched: &crate::protocol::operation::Matched<'_>,
+        caller: &Arc<Caller>,
+        operation: &mut Option<String>,
     ) -> Result<Response<AnyBody>, Refusal> {
-        let method = request.head.method.as_str();
-        let mut body = Outgoing::Streaming(body);
-        if !matched.operation.body.is_empty() {
-            authorize::readable(&request.head.headers)?;
+        let method = request.method().as_str();
+        let mut body = self.judged_body(route, request, body).await?;
+        if route.content_digest {
             body = self.held(body).await?;
-        } else if authorize::is_form(&request.head.headers) {
-            // RFC 6750 section 2.2: a token may hide in a form, and never does here.
-            body = self.held(body).await?;
-            authorize::without_token(bytes_of(&body))?;
         }
-        let now = self.stores.clock.now();
-        let intent = authorize::intent(caller, route, matched, bytes_of(&body), method, now)?;
+        if let Some(held) = bytes_of(&body) {
+            caller.signed_body.check(held, route.content_digest).map_err(bad_proof)?;
+        }
+        let headers = &request.head.headers;
+        let seen = Seen {
+            method,
+            path: request.path.as_str(),
+            body: bytes_of(&body).map(|b| &b[..]),
+            header: &|name| authorize::one_header(headers, name),
+            headers_named: &|prefix| authorize::headers_named(headers, prefix),
+        };
+        let matched = authorize::classify(route, &seen, &rules.policy)?;
+        *operation = Some(matched.operation.name.clone());
+        if request.handshake.is_some() && matched.operation.websocket == WebSocket::Off {
+            return Err(authorize::unlisted(&rules.policy, "the operation with this path opens no WebSocket"));
+        }
+        let intent = authorize::intent(caller, route, &matched, method, self.stores.clock.now());
         let verdict = authorize::decide(&rules.policy, caller, &intent)?;
         if matches!(verdict.decision, Decision::AllowWithApproval(_)) {
             body = self.held(body).await?;
@@ -215,12 +264,13 @@ impl Gateway {
         let injected = route.inject.as_ref().map(Inject::read).transpose();
         let injected = injected.map_err(|e| Refusal::unavailable("the upstream's credential", e))?;
         let (held, injected) = (held.as_ref(), injected.as_ref());
-        let asking = Asking { rules, route, caller, intent: &intent, request, body: held, injected };
+        let websocket = matched.operation.websocket;
+        let asking = Asking { rules, route, caller, intent: &intent, request, body: held, injected, websocket };
         self.admitted(&asking, verdict, body).await
     }
 
     async fn admitted(
-        &self,
+        self: &Arc<Self>,
         asking: &Asking<'_>,
         verdict: Verdict,
         body: Outgoing,
@@ -236,7 +286,7 @@ impl Gateway {
 
     /// Opens, forwards, answers; and says what an approval of this request has come to.
     async fn carry(
-        &self,
+        self: &Arc<Self>,
         asking: &Asking<'_>,
         permit: Permit,
         body: Outgoing,
@@ -247,12 +297,10 @@ impl Gateway {
         };
         let bounds = self.bounds(asking);
         let (result, state) = match self.forward(asking, permit, &exchange, body, &bounds).await {
-            Ok(upstream) => {
-                let done = upstream.status().is_success();
-                (
-                    self.answer(asking, upstream, &exchange, bounds),
-                    if done { ApprovalState::Done } else { ApprovalState::Failed },
-                )
+            Ok((upstream, place)) => {
+                let done = upstream.status().is_success() || upstream.status() == StatusCode::SWITCHING_PROTOCOLS;
+                let state = if done { ApprovalState::Done } else { ApprovalState::Failed };
+                (self.answer(asking, upstream, &exchange, bounds, place).await, state)
             }
             Err(Unanswered { refusal, sent }) => {
                 (Err(refusal), if sent { ApprovalState::Unknown } else { ApprovalState::Failed })
@@ -274,17 +322,31 @@ impl Gateway {
         Bounds { subject: asking.caller.subject.clone(), until, ending: self.ending.clone() }
     }
 
-    fn answer(
-        &self,
+    async fn answer(
+        self: &Arc<Self>,
         asking: &Asking<'_>,
-        upstream: Response<IncomingBody>,
+        mut upstream: Response<IncomingBody>,
         exchange: &Exchange,
         bounds: Bounds,
+        place: Place,
     ) -> Result<Response<AnyBody>, Refusal> {
+        let upgraded = upstream.extensions_mut().remove::<hyper::upgrade::OnUpgrade>();
         let (mut parts, body) = upstream.into_parts();
         let secret = asking.injected.map(|i| i.secret.as_slice());
-        let method = &asking.request.head.method;
-        let treatment = mask::treatment(asking.route, method, parts.status, &parts.headers, secret)?;
+        if let (StatusCode::SWITCHING_PROTOCOLS, Some(handshake), Some(upgraded)) =
+            (parts.status, &asking.request.handshake, upgraded)
+        {
+            let shown = headers::towards_client(&parts.headers, asking.route.mask.is_some(), secret);
+            exchange.response_head(parts.status, &shown)?;
+            let relay = self.relay(asking, exchange, bounds, place);
+            return websocket::open(relay, handshake, &parts.headers, shown, upgraded);
+        }
+        let mut treatment = mask::treatment(asking.route, &asking.request.head.method, &parts, secret)?;
+        let body = if self.judges_calls(asking) {
+            self.gate(asking, &parts, body, &mut treatment).await?
+        } else {
+            body::streaming(body)
+        };
         let events =
             parts.headers.get(header::CONTENT_TYPE).is_some_and(|v| v.as_bytes().starts_with(b"text/event-stream"));
         let masked = asking.route.mask.is_some() || secret.is_some();
@@ -292,9 +354,24 @@ impl Gateway {
         parts.version = http::Version::HTTP_11;
         parts.extensions.clear();
         exchange.response_head(parts.status, &parts.headers)?;
-        let course = Course { idle: asking.route.upstream.idle(), events };
+        let course = Course { idle: asking.route.upstream.idle(), events, place };
         let body = pump::start(body, treatment, exchange.clone(), bounds, course, self.stores.clone());
         Ok(Response::from_parts(parts, body))
+    }
+
+    fn relay(self: &Arc<Self>, asking: &Asking<'_>, exchange: &Exchange, bounds: Bounds, place: Place) -> Relay {
+        Relay {
+            gateway: self.clone(),
+            caller: asking.caller.clone(),
+            request: asking.request.clone(),
+            route: asking.route.name.clone(),
+            websocket: asking.websocket,
+            mask: mask::rules(asking.route, asking.injected.map(|i| i.secret.as_slice())),
+            exchange: exchange.clone(),
+            bounds,
+            idle: asking.route.upstream.idle(),
+            place,
+        }
     }
 
     async fn held(&self, body: Outgoing) -> Result<Outgoing, Refusal> {

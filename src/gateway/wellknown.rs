@@ -78,7 +78,7 @@ impl Gateway {
         let origin = self.origins[0].as_str();
         let rules = self.rules.load();
         // A path without a route is told like the broadest resource: who proves itself learns that there is nothing.
-        let route = rules.route(path).or_else(|| rules.routes().iter().min_by_key(|r| r.resource.len()));
+        let route = rules.route_of_path(path).or_else(|| rules.routes().iter().min_by_key(|r| r.resource.len()));
         let resource = route.and_then(|r| r.resource.strip_prefix(origin).map(ToOwned::to_owned));
         format!("{origin}{METADATA}{}", resource.unwrap_or_default())
     }

@@ -5,7 +5,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use http_body_util::combinators::UnsyncBoxBody;
 use http_body_util::{BodyExt as _, Full, Limited};
-use hyper::body::Body;
+use hyper::body::{Body, Incoming};
 
 /// What a body may fail with.
 pub type BoxError = Box<dyn std::error::Error + Send + Sync>;
@@ -15,6 +15,11 @@ pub type AnyBody = UnsyncBoxBody<Bytes, BoxError>;
 /// A body that is there already.
 pub fn full(bytes: impl Into<Bytes>) -> AnyBody {
     Full::new(bytes.into()).map_err(|never| match never {}).boxed_unsync()
+}
+
+/// A body as it comes.
+pub fn streaming(body: Incoming) -> AnyBody {
+    body.map_err(Into::into).boxed_unsync()
 }
 
 /// A body was longer than its limit, or broke off.

@@ -85,12 +85,22 @@ impl Fetcher {
 
 /// A pooled client for HTTP/1.1 and HTTP/2 over one TLS configuration.
 pub fn https_client(tls: ClientConfig) -> Client<HttpsConnector<HttpConnector>, AnyBody> {
+    let https = HttpsConnectorBuilder::new().with_tls_config(tls).https_only().enable_http1().enable_http2();
+    Client::builder(TokioExecutor::new()).build(https.wrap_connector(dialler()))
+}
+
+/// A client that speaks HTTP/1.1 alone.
+pub fn http1_client(tls: ClientConfig) -> Client<HttpsConnector<HttpConnector>, AnyBody> {
+    let https = HttpsConnectorBuilder::new().with_tls_config(tls).https_only().enable_http1();
+    Client::builder(TokioExecutor::new()).build(https.wrap_connector(dialler()))
+}
+
+fn dialler() -> HttpConnector {
     let mut http = HttpConnector::new();
     http.enforce_http(false);
     http.set_nodelay(true);
     http.set_connect_timeout(Some(Duration::from_secs(5)));
-    let https = HttpsConnectorBuilder::new().with_tls_config(tls).https_only().enable_http1().enable_http2();
-    Client::builder(TokioExecutor::new()).build(https.wrap_connector(http))
+    http
 }
 
 /// The certificates of a PEM file, DER; at least one.

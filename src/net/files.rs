@@ -42,6 +42,11 @@ pub fn read(path: &Path) -> Result<String, FileError> {
     fs::read_to_string(path).map_err(named("read", path))
 }
 
+/// Reads a file's bytes.
+pub fn read_bytes(path: &Path) -> Result<Vec<u8>, FileError> {
+    fs::read(path).map_err(named("read", path))
+}
+
 /// Writes a file that only its owner may read; it is whole or absent, never half.
 pub fn write_private(path: &Path, bytes: &[u8]) -> Result<(), FileError> {
     write_whole(path, bytes, 0o600)

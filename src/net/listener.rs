@@ -121,7 +121,9 @@ pub async fn serve<S: Serve>(listener: TcpListener, tls: Option<Arc<ServerConfig
         connections.spawn(async move {
             let _ = stream.set_nodelay(true);
             match tls {
-                None => connection(stream, false, Peer::new(Some(address), None, None), service, watcher).await,
+                None => {
+                    connection(stream, Spoken::Either, Peer::new(Some(address), None, None), service, watcher).await;
+                }
                 Some(tls) => secured(stream, address, tls, service, watcher).await,
             }
             drop(place);
@@ -142,7 +144,8 @@ async fn secured<S: Serve>(
         Ok(Ok(stream)) => {
             let leaf = stream.get_ref().1.peer_certificates().and_then(<[_]>::first).map(|c| Arc::from(c.as_ref()));
             let http2 = stream.get_ref().1.alpn_protocol() == Some(b"h2");
-            connection(stream, http2, Peer::new(Some(address), leaf, None), service, watcher).await;
+            let spoken = if http2 { Spoken::Http2 } else { Spoken::Http1 };
+            connection(stream, spoken, Peer::new(Some(address), leaf, None), service, watcher).await;
         }
         Ok(Err(error)) => {
             metrics::counter!("popgate_tls_handshakes_failed_total").increment(1);
@@ -152,11 +155,21 @@ async fn secured<S: Serve>(
     }
 }
 
-/// Serves one connection, whatever carries it. The protocol is known before: waiting to recognise it would wait without
-/// a limit.
+/// What a connection speaks.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Spoken {
+    /// HTTP/1.1.
+    Http1,
+    /// HTTP/2.
+    Http2,
+    /// What its first bytes say, where nothing was agreed on (RFC 9113 section 3.3).
+    Either,
+}
+
+/// Serves one connection, whatever carries it. One that brings no request in time is closed, recognised or not.
 pub async fn connection<S: Serve>(
     stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
-    http2: bool,
+    spoken: Spoken,
     peer: Peer,
     service: S,
     watcher: Watcher,
@@ -172,12 +185,17 @@ pub async fn connection<S: Serve>(
     builder.http1().timer(TokioTimer::new()).header_read_timeout(HEADERS).max_buf_size(128 * 1024);
     builder
         .http2()
+        .enable_connect_protocol()
         .timer(TokioTimer::new())
         .max_concurrent_streams(256)
         .max_header_list_size(MAX_HEADER_LIST)
         .keep_alive_interval(Some(Duration::from_secs(30)));
-    let builder = if http2 { builder.http2_only() } else { builder.http1_only() };
-    let serving = builder.serve_connection(TokioIo::new(stream), answer).into_owned();
+    let builder = match spoken {
+        Spoken::Http1 => builder.http1_only(),
+        Spoken::Http2 => builder.http2_only(),
+        Spoken::Either => builder,
+    };
+    let serving = builder.serve_connection_with_upgrades(TokioIo::new(stream), answer).into_owned();
     tokio::select! {
         ended = watcher.watch(serving) => if let Err(error) = ended {
             tracing::debug!(%error, "connection ended");

@@ -8,6 +8,7 @@ use std::fmt;
 use std::sync::Arc;
 
 use arc_swap::ArcSwap;
+use rustls::client::ResolvesClientCert;
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::crypto::{CryptoProvider, WebPkiSupportedAlgorithms, aws_lc_rs};
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName, TrustAnchor, UnixTime};
@@ -190,6 +191,16 @@ fn certified(chain: Vec<Vec<u8>>, key: PrivateKeyDer<'static>) -> Result<Certifi
     CertifiedKey::from_der(chain, key, &provider()).map_err(TlsError::new)
 }
 
+impl ResolvesClientCert for ServerIdentity {
+    fn resolve(&self, _: &[&[u8]], schemes: &[SignatureScheme]) -> Option<Arc<CertifiedKey>> {
+        Some(self.0.load_full()).filter(|own| own.key.choose_scheme(schemes).is_some())
+    }
+
+    fn has_certs(&self) -> bool {
+        true
+    }
+}
+
 impl ResolvesServerCert for ServerIdentity {
     fn resolve(&self, _: ClientHello<'_>) -> Option<Arc<CertifiedKey>> {
         Some(self.0.load_full())
@@ -257,6 +268,43 @@ pub fn client(
         }
     };
     config.resumption = rustls::client::Resumption::disabled();
+    Ok(config)
+}
+
+/// What this process shows and believes as a member of its trust domain.
+#[derive(Clone)]
+pub struct OwnTls {
+    /// Its own certificate, which rotation replaces.
+    pub identity: Arc<ServerIdentity>,
+    /// The roots of the trust domain that a presented chain is of.
+    pub roots: RootFinder,
+    /// Time for validity.
+    pub clock: Arc<dyn Clock>,
+}
+
+/// A client's TLS towards a workload that passes `check`, whatever name was dialled; with `identity` it presents that.
+pub fn workload_client(
+    own: &OwnTls,
+    check: LeafCheck,
+    identity: Option<Arc<ServerIdentity>>,
+) -> Result<ClientConfig, TlsError> {
+    let builder = ClientConfig::builder_with_provider(provider())
+        .with_protocol_versions(&[&rustls::version::TLS13])
+        .map_err(TlsError::new)?
+        .dangerous()
+        .with_custom_certificate_verifier(PeerVerifier::new(own.roots.clone(), check, own.clock.clone()));
+    Ok(match identity {
+        Some(identity) => builder.with_client_cert_resolver(identity),
+        None => builder.with_no_client_auth(),
+    })
+}
+
+/// Like [`web_client`]; with `identity` it presents that.
+pub fn web_client_as(roots: &[Vec<u8>], identity: Option<Arc<ServerIdentity>>) -> Result<ClientConfig, TlsError> {
+    let mut config = web_client(roots)?;
+    if let Some(identity) = identity {
+        config.client_auth_cert_resolver = identity;
+    }
     Ok(config)
 }
 

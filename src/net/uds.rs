@@ -1,4 +1,4 @@
-//! The administration socket: 0700 directory, 0600 socket, peer credentials checked.
+//! Sockets for the owner's processes alone, for administration and the signing proxy: 0600, peer credentials checked.
 
 use std::os::unix::ffi::OsStrExt as _;
 use std::os::unix::fs::PermissionsExt as _;
@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use hyper_util::server::graceful::GracefulShutdown;
 use tokio::net::UnixListener;
 
-use crate::net::listener::{Drain, Peer, Serve, connection};
+use crate::net::listener::{Drain, Peer, Serve, Spoken, connection};
 
 /// Longest path that fits `sockaddr_un` (unix(7)).
 const MAX_PATH: usize = 107;
@@ -48,11 +48,11 @@ pub async fn serve<S: Serve>(listener: UnixListener, service: S, mut drain: Drai
         };
         let Ok((stream, _)) = accepted else { continue };
         let Some(uid) = stream.peer_cred().ok().map(|c| c.uid()).filter(|uid| *uid == 0 || *uid == own) else {
-            tracing::warn!("a process of another user tried the administration socket");
+            tracing::warn!("a process of another user tried this socket");
             continue;
         };
         let peer = Peer::new(None, None, Some(uid));
-        tokio::spawn(connection(stream, false, peer, service.clone(), graceful.watcher()));
+        tokio::spawn(connection(stream, Spoken::Either, peer, service.clone(), graceful.watcher()));
     }
     drop(listener);
     graceful.shutdown().await;

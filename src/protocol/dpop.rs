@@ -16,6 +16,7 @@ use crate::domain::refusal::OauthError;
 use crate::domain::secret::AccessToken;
 use crate::domain::time::Timestamp;
 use crate::protocol::claims;
+use crate::protocol::content_digest;
 use crate::protocol::htu::Htu;
 use crate::protocol::jwk::PublicKey;
 use crate::protocol::jws::{self, Compact, JwsError, SigningKey};
@@ -57,6 +58,8 @@ pub enum ProofError {
     TokenHash,
     #[error("RFC 9449 §4.3 (12): the proof key is not the token's cnf.jkt")]
     Key,
+    #[error("RFC 9530: the proof's content_digest is absent, or is not the body's")]
+    ContentDigest,
 }
 
 impl ProofError {
@@ -75,7 +78,8 @@ impl ProofError {
             | Self::Method
             | Self::Uri
             | Self::Age
-            | Self::TokenHash => OauthError::InvalidDpopProof,
+            | Self::TokenHash
+            | Self::ContentDigest => OauthError::InvalidDpopProof,
         }
     }
 }
@@ -110,9 +114,19 @@ pub struct ProofClaims {
     jti: String,
     ath: Option<String>,
     nonce: Option<String>,
+    content_digest: Option<String>,
 }
 
 impl ProofClaims {
+    /// The body that the client signed for: `content_digest` in the form of RFC 9530, a claim of this product.
+    pub fn signed_body(&self) -> SignedBody {
+        match self.content_digest.as_deref().map(content_digest::read) {
+            None => SignedBody::Any,
+            Some(None) => SignedBody::Unreadable,
+            Some(Some(digest)) => SignedBody::Exactly(digest),
+        }
+    }
+
     /// Reads the payload: check 3.
     pub fn parse(parts: &Compact<'_>) -> Result<Self, ProofError> {
         let payload = parts.payload_object().map_err(form)?;
@@ -124,7 +138,31 @@ impl ProofClaims {
             jti: jti.to_owned(),
             ath: optional_text(&payload, "ath")?,
             nonce: optional_text(&payload, "nonce")?,
+            content_digest: optional_text(&payload, "content_digest")?,
         })
+    }
+}
+
+/// What a proof says of the body.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum SignedBody {
+    /// Nothing.
+    Any,
+    /// Something that states no SHA-256.
+    Unreadable,
+    /// It has this SHA-256.
+    Exactly(Sha256),
+}
+
+impl SignedBody {
+    /// Holds a body against it. With `required` a body that is not empty must be signed for.
+    pub fn check(self, body: &[u8], required: bool) -> Result<(), ProofError> {
+        let fits = match self {
+            Self::Any => body.is_empty() || !required,
+            Self::Unreadable => false,
+            Self::Exactly(digest) => digest == Sha256::of(body),
+        };
+        if fits { Ok(()) } else { Err(ProofError::ContentDigest) }
     }
 }
 
@@ -301,6 +339,8 @@ pub struct Request<'a> {
     pub jti: &'a str,
     /// The client's clock.
     pub now: Timestamp,
+    /// The body, where it is signed for.
+    pub body: Option<&'a [u8]>,
 }
 
 /// Makes a proof, for clients.
@@ -313,6 +353,9 @@ pub fn prove(request: &Request<'_>, signer: &SigningKey) -> String {
     }
     if let Some(nonce) = request.nonce {
         payload["nonce"] = nonce.into();
+    }
+    if let Some(body) = request.body {
+        payload["content_digest"] = content_digest::of(body).into();
     }
     jws::sign(&header, &payload, signer)
 }
@@ -329,6 +372,8 @@ pub struct SpentProof {
     pub iat: Timestamp,
     /// Signed hash of the token.
     pub ath: Option<String>,
+    /// Signed hash of the body.
+    pub body: SignedBody,
 }
 
 /// Verifies a kept proof's form and signature (checks 2 to 7).
@@ -337,5 +382,6 @@ pub fn reread(proof: &str) -> Result<SpentProof, ProofError> {
     let header = ProofHeader::parse(&parts)?;
     let claims = ProofClaims::parse(&parts)?;
     parts.verify(&header.key).map_err(|_| ProofError::Signature)?;
-    Ok(SpentProof { jkt: header.key.jkt(), htm: claims.htm, htu: claims.htu, iat: claims.iat, ath: claims.ath })
+    let body = claims.signed_body();
+    Ok(SpentProof { jkt: header.key.jkt(), htm: claims.htm, htu: claims.htu, iat: claims.iat, ath: claims.ath, body })
 }

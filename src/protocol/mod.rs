@@ -8,6 +8,7 @@ pub mod bundle;
 pub mod canonical;
 pub mod checkpoint;
 pub mod claims;
+pub mod content_digest;
 pub mod csr;
 pub mod dpop;
 pub mod ecdsa_der;

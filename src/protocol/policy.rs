@@ -14,7 +14,7 @@ use cedar_policy::{
 use crate::domain::digest::Sha256;
 use crate::domain::intent::{Intent, Principal};
 use crate::domain::verdict::{ApprovalRule, Decision, Verdict};
-use crate::protocol::operation::{FieldType, Operation};
+use crate::protocol::operation::{FieldType, Operation, Reads};
 
 /// Why a policy set is refused at load.
 #[derive(Clone, Debug, thiserror::Error)]
@@ -306,7 +306,7 @@ pub fn schema(operations: &[Operation]) -> String {
 }
 
 fn action(operation: &Operation) -> String {
-    let params: Vec<String> = operation.path.parameters().map(|p| format!("{p:?}: String")).collect();
+    let params: Vec<String> = operation.parameters().map(|p| format!("{p:?}: String")).collect();
     let fields: Vec<String> = operation
         .body
         .iter()
@@ -320,7 +320,13 @@ fn action(operation: &Operation) -> String {
             format!("{:?}{}: {kind}", f.name, if f.optional { "?" } else { "" })
         })
         .collect();
-    let body = if fields.is_empty() { String::new() } else { format!(", body: {{ {} }}", fields.join(", ")) };
+    let mut body = if fields.is_empty() { String::new() } else { format!(", body: {{ {} }}", fields.join(", ")) };
+    body.push_str(match operation.reads {
+        Reads::Json | Reads::Grpc => "",
+        Reads::Chat => ", chat: { model: String, stream: Bool, tools: Set<String>, called: Set<String> }",
+        Reads::Mcp => ", mcp: { method: String, name: String, version: String, notification: Bool }",
+        Reads::Graphql => ", graphql: { kind: String, name: String, fields: Set<String> }",
+    });
     format!(
         "action {:?} appliesTo {{ principal: [Workload], resource: [Object], context: {{ method: String, time: Long, scope: Set<String>, client_certificate: Bool, subject: String, actors: Set<String>, params: {{ {} }}{body} }} }};\n",
         operation.name,

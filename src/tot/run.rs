@@ -67,6 +67,20 @@ struct Progress {
     done: bool,
 }
 
+impl Progress {
+    /// The number of a node.
+    fn find(&self, node: &str) -> Result<usize, RunError> {
+        let at = node.strip_prefix('n').and_then(|n| n.parse().ok()).filter(|n| *n < self.search.nodes.len());
+        at.ok_or_else(|| RunError::NoNode(node.to_owned()))
+    }
+
+    /// A node, for the run's caller.
+    fn shown(&self, at: usize) -> Value {
+        let n = &self.search.nodes[at];
+        json!({"node": name(at), "parent": n.parent.map(name), "depth": n.depth, "text": n.text, "left": n.state.text(), "value": n.value, "kept": n.kept, "pruned": n.pruned})
+    }
+}
+
 impl Run {
     /// Checks the form and makes a run that has not begun.
     pub fn new(id: String, form: RunForm) -> Result<Self, RunError> {
@@ -160,7 +174,7 @@ impl Run {
             .iter()
             .enumerate()
             .filter(|(_, n)| n.depth <= depth)
-            .map(|(i, n)| json!({"node": name(i), "parent": n.parent.map(name), "depth": n.depth, "text": n.text, "left": n.state.text(), "value": n.value, "kept": n.kept, "pruned": n.pruned}))
+            .map(|(i, _)| progress.shown(i))
             .collect();
         json!({"id": self.id, "version": progress.version, "nodes": nodes})
     }
@@ -171,13 +185,38 @@ impl Run {
         if progress.version != if_version {
             return Err(RunError::Version { have: progress.version, want: if_version });
         }
-        let at =
-            node.strip_prefix('n').and_then(|n| n.parse::<usize>().ok()).filter(|n| *n < progress.search.nodes.len());
-        let at = at.ok_or_else(|| RunError::NoNode(node.to_owned()))?;
+        let at = progress.find(node)?;
         let gone = progress.search.prune(at);
         progress.version += 1;
         self.events.push("prune", &json!({"node": node, "pruned": gone.len()}));
         Ok(json!({"id": self.id, "node": node, "pruned": gone.len(), "version": progress.version}))
+    }
+
+    /// Expands one node now, whatever the beam keeps.
+    pub fn expand(&self, node: &str) -> Result<Value, RunError> {
+        let mut progress = self.lock();
+        let at = progress.find(node)?;
+        let new = progress.search.expand(at);
+        progress.version += 1;
+        for n in &new {
+            let thought = &progress.search.nodes[*n];
+            self.events.push("thought", &json!({"node": name(*n), "parent": node, "depth": thought.depth, "text": thought.text, "note": self.note()}));
+        }
+        let nodes: Vec<Value> = new.iter().map(|n| progress.shown(*n)).collect();
+        Ok(json!({"id": self.id, "node": node, "version": progress.version, "nodes": nodes}))
+    }
+
+    /// Values nodes anew.
+    pub fn evaluate(&self, nodes: &[String]) -> Result<Value, RunError> {
+        let mut progress = self.lock();
+        let mut values = Vec::new();
+        for node in nodes {
+            let at = progress.find(node)?;
+            let value = progress.search.value(at);
+            self.events.push("value", &json!({"node": node, "value": value}));
+            values.push(json!({"node": node, "value": value}));
+        }
+        Ok(json!({"id": self.id, "version": progress.version, "values": values}))
     }
 
     /// The solution, checked once more from its text.

@@ -83,6 +83,26 @@ impl Search {
         new
     }
 
+    /// Every thought that follows from one node, as new nodes which the beam does not keep.
+    pub fn expand(&mut self, at: usize) -> Vec<usize> {
+        let mut new = Vec::new();
+        for thought in propose(&self.nodes[at].state) {
+            let value = self.judge.value(self.valuer, &thought.state);
+            let depth = self.nodes[at].depth + 1;
+            new.push(self.nodes.len());
+            let (text, state) = (thought.text, thought.state);
+            self.nodes.push(Node { parent: Some(at), depth, text, state, value, kept: false, pruned: false });
+        }
+        new
+    }
+
+    /// Values a node anew.
+    pub fn value(&mut self, at: usize) -> f64 {
+        let value = self.judge.value(self.valuer, &self.nodes[at].state);
+        self.nodes[at].value = value;
+        value
+    }
+
     fn keep_best(&mut self, new: &[usize]) {
         let mut order = new.to_vec();
         let nodes = &self.nodes;

@@ -14,9 +14,11 @@ use axum::middleware::{self, Next};
 use axum::routing::{get, post, put};
 use base64::Engine as _;
 use base64::prelude::BASE64_STANDARD;
+use bytes::Bytes;
 use serde::Deserialize;
 use serde_json::{Value, json};
 
+use crate::domain::digest::Sha256;
 use crate::domain::refusal::Refusal;
 use crate::domain::time::Clock;
 use crate::net::body;
@@ -25,10 +27,15 @@ use crate::protocol::json;
 use crate::store::entropy;
 use crate::tot::admit::Admission;
 use crate::tot::events::EventStream;
+use crate::tot::facades;
 use crate::tot::run::{Run, RunError, RunForm};
+use crate::tot::tools::{self, ToolError};
 
-const MAX_BODY: usize = 1 << 20;
+pub(super) const MAX_BODY: usize = 1 << 20;
 const MAX_RUNS: usize = 10_000;
+/// Longest answer that is kept under an `Idempotency-Key`, and how many are.
+const MAX_ANSWER: usize = 4 << 20;
+const MAX_KEYS: usize = 10_000;
 
 /// Writes one JSON line for each request head and each response write, for tests and the demo.
 #[derive(Clone, Default)]
@@ -76,12 +83,41 @@ pub struct Engine {
     pub record: Record,
     runs: RwLock<HashMap<String, Arc<Run>>>,
     prompts: RwLock<HashMap<String, String>>,
+    answers: Mutex<HashMap<String, Slot>>,
+}
+
+/// The answer to the requests with one `Idempotency-Key`, once there is one.
+type Slot = Arc<tokio::sync::Mutex<Option<Kept>>>;
+
+struct Kept {
+    asked: Sha256,
+    status: StatusCode,
+    headers: HeaderMap,
+    body: Bytes,
+}
+
+impl Kept {
+    fn response(&self) -> Response<Body> {
+        let mut response = Response::new(Body::from(self.body.clone()));
+        *response.status_mut() = self.status;
+        *response.headers_mut() = self.headers.clone();
+        response
+    }
 }
 
 impl Engine {
     /// An engine without runs.
     pub fn new(clock: Arc<dyn Clock>, admission: Option<Admission>, record: Record) -> Self {
-        Self { clock, admission, record, runs: RwLock::default(), prompts: RwLock::default() }
+        let (runs, prompts, answers) = (RwLock::default(), RwLock::default(), Mutex::default());
+        Self { clock, admission, record, runs, prompts, answers }
+    }
+
+    fn remembered(&self, key: &str) -> Slot {
+        let mut answers = self.answers.lock().unwrap_or_else(PoisonError::into_inner);
+        if answers.len() >= MAX_KEYS {
+            answers.clear();
+        }
+        answers.entry(key.to_owned()).or_default().clone()
     }
 
     fn run(&self, id: &str) -> Result<Arc<Run>, Refusal> {
@@ -109,7 +145,12 @@ pub fn router(engine: Arc<Engine>) -> Router {
         .route("/v1/runs/{run}/step", post(step))
         .route("/v1/runs/{run}/solve", post(solve))
         .route("/v1/runs/{run}/nodes/{node}/prune", post(prune))
+        .route("/v1/runs/{run}/nodes/{node}/expand", post(expand))
+        .route("/v1/runs/{run}/evaluate", post(evaluate_nodes))
+        .route("/v1/runs/{run}/tools/{name}", post(tool))
         .route("/v1/prompts/{name}", put(put_prompt).get(show_prompt))
+        .merge(facades::router())
+        .layer(middleware::from_fn_with_state(engine.clone(), once))
         .layer(middleware::from_fn_with_state(engine.clone(), admit))
         .with_state(engine)
 }
@@ -203,6 +244,72 @@ async fn prune(State(engine): Shared, Path((id, node)): Path<(String, String)>, 
     reply(run().await)
 }
 
+async fn expand(State(engine): Shared, Path((id, node)): Path<(String, String)>) -> Response<Body> {
+    reply(engine.run(&id).and_then(|r| r.expand(&node).map_err(run_error)))
+}
+
+async fn evaluate_nodes(State(engine): Shared, Path(id): Path<String>, body: Body) -> Response<Body> {
+    let run = async || {
+        let form: EvaluateForm = read(body).await?;
+        engine.run(&id)?.evaluate(&form.nodes).map_err(run_error)
+    };
+    reply(run().await)
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct EvaluateForm {
+    nodes: Vec<String>,
+}
+
+async fn tool(State(engine): Shared, Path((id, name)): Path<(String, String)>, body: Body) -> Response<Body> {
+    let run = async || {
+        engine.run(&id)?;
+        let arguments: serde_json::Map<String, Value> = read(body).await?;
+        tools::call(&name, &arguments).map_err(|error| match error {
+            ToolError::Unknown(_) => Refusal::new(404, "not-found", error.to_string()),
+            ToolError::Arguments(_) => Refusal::new(400, "input", error.to_string()),
+        })
+    };
+    reply(run().await)
+}
+
+/// Answers a repeated `Idempotency-Key` as the first time: the same request is carried out once. A key that comes with
+/// another request is refused (draft-ietf-httpapi-idempotency-key-header).
+async fn once(State(engine): Shared, request: Request, next: Next) -> Response<Body> {
+    let key = request.headers().get("idempotency-key").and_then(|v| v.to_str().ok()).map(ToOwned::to_owned);
+    let (Some(key), false) = (key, request.method().is_safe()) else { return next.run(request).await };
+    let (parts, body) = request.into_parts();
+    let body = match body::read(body, MAX_BODY).await {
+        Ok(body) => body,
+        Err(error) => return refused(&Refusal::new(413, "body", error.to_string())),
+    };
+    let asked =
+        Sha256::of_parts(&[parts.method.as_str().as_bytes(), b" ", parts.uri.to_string().as_bytes(), b"\n", &body]);
+    // Held over the call: a second one with the same key waits for the first.
+    let slot = engine.remembered(&key);
+    let mut slot = slot.lock().await;
+    if let Some(known) = slot.as_ref() {
+        return if known.asked == asked {
+            known.response()
+        } else {
+            refused(&Refusal::new(422, "idempotency-key", "this Idempotency-Key came with another request before"))
+        };
+    }
+    let (parts, body) = next.run(Request::from_parts(parts, Body::from(body))).await.into_parts();
+    let Ok(body) = body::read(body, MAX_ANSWER).await else {
+        return refused(&Refusal::new(
+            500,
+            "idempotency-key",
+            "the answer is too long to be kept: send it without the key",
+        ));
+    };
+    let kept = Kept { asked, status: parts.status, headers: parts.headers, body };
+    let response = kept.response();
+    *slot = Some(kept);
+    response
+}
+
 async fn remove(State(engine): Shared, Path(id): Path<String>) -> Response<Body> {
     let gone = engine.runs.write().unwrap_or_else(PoisonError::into_inner).remove(&id);
     reply(
@@ -249,14 +356,14 @@ async fn show_prompt(State(engine): Shared, Path(name): Path<String>) -> Respons
     )
 }
 
-async fn read<T: serde::de::DeserializeOwned>(body: Body) -> Result<T, Refusal> {
+pub(super) async fn read<T: serde::de::DeserializeOwned>(body: Body) -> Result<T, Refusal> {
     let bad = |detail: String| Refusal::new(400, "input", detail);
     let bytes = body::read(body, MAX_BODY).await.map_err(|e| bad(e.to_string()))?;
     let value = json::parse(&bytes).map_err(|e| bad(format!("the body is not strict JSON: {e}")))?;
     serde_json::from_value(value).map_err(|e| bad(e.to_string()))
 }
 
-fn run_error(error: RunError) -> Refusal {
+pub(super) fn run_error(error: RunError) -> Refusal {
     let (status, kind) = match error {
         RunError::Input(_) => (400, "input"),
         RunError::NoNode(_) => (404, "not-found"),
@@ -276,7 +383,7 @@ fn refused(refusal: &Refusal) -> Response<Body> {
     problem::response(refusal, "").map(Body::new)
 }
 
-fn answer(status: StatusCode, document: &Value) -> Response<Body> {
+pub(super) fn answer(status: StatusCode, document: &Value) -> Response<Body> {
     let mut response = Response::new(Body::from(document.to_string()));
     *response.status_mut() = status;
     response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));

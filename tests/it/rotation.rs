@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use http::{HeaderMap, Method};
+use popgate::client::http::PATIENCE;
 use popgate::client::session::Call;
 use popgate::client::source::{Sessions, SvidSource};
 use popgate::client::workload::WorkloadApi;
@@ -98,9 +99,10 @@ async fn l2_every_authority_rotates_every_ten_seconds_under_load_and_no_request_
     wait(|| async { client.fetch_x509_svid().await.is_ok() }, "an identity").await;
     let token = service.join_token(SOLVER).await;
     let first = popgate::client::enrol::join(&service.addresses["identity"], &token).await.expect("enrols");
-    let renewing = Sessions::new(SvidSource::renewing(first, None)).expect("sessions");
+    let renewing = Sessions::new(SvidSource::renewing(first, None), PATIENCE).expect("sessions");
     let agent = WorkloadApi::new(&host.endpoint()).expect("an address");
-    let following = Sessions::new(SvidSource::following(agent, None).await.expect("follows")).expect("sessions");
+    let following =
+        Sessions::new(SvidSource::following(agent, None).await.expect("follows"), PATIENCE).expect("sessions");
     let load = Arc::new(Load::default());
     let urls = [service.url("gateway", "/raw/x"), service.url("gateway", "/cert/x")];
     let mut tasks = tokio::task::JoinSet::new();

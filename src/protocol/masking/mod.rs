@@ -156,13 +156,26 @@ fn check_charset(parameter: &str) -> Result<(), Blocked> {
     }
 }
 
-/// Masks a whole body at once: for what an approver is shown and for tests.
+/// Masks a whole body at once.
 pub fn mask_whole(rules: &Arc<MaskRules>, content_type: &str, body: &[u8]) -> Result<Vec<u8>, Blocked> {
+    mask_counting(rules, content_type, body).map(|(masked, _)| masked)
+}
+
+/// Like [`mask_whole`], and says what was masked.
+pub fn mask_counting(rules: &Arc<MaskRules>, content_type: &str, body: &[u8]) -> Result<(Vec<u8>, Counts), Blocked> {
     let mut masker = Masker::for_content_type(rules, content_type)?;
     let mut out = Vec::new();
     masker.push(body, &mut out)?;
     masker.finish(&mut out)?;
-    Ok(out)
+    Ok((out, masker.counts()))
+}
+
+/// The content type that a text without one is read as: what begins as an object or array is JSON.
+pub fn sniffed(text: &[u8]) -> &'static str {
+    match text.iter().find(|b| !b.is_ascii_whitespace()) {
+        Some(b'{' | b'[') => "application/json",
+        _ => "text/plain",
+    }
 }
 
 #[cfg(test)]

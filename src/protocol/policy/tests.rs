@@ -8,7 +8,7 @@ use crate::protocol::template::Template;
 
 fn operation(name: &str, body: Vec<BodyField>) -> Operation {
     let path = |text| Template::parse(text).expect("a template");
-    Operation { name: name.into(), method: "POST".into(), path: path("/v1/{run}"), object: path("/runs/{run}"), body }
+    Operation { body, ..Operation::new(name, "POST", path("/v1/{run}"), path("/runs/{run}")) }
 }
 
 fn operations() -> Vec<Operation> {

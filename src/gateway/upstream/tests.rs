@@ -1,0 +1,188 @@
+//! Which endpoint a request gets, over loopback sockets.
+
+use std::time::Duration;
+
+use http::Version;
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::TcpListener;
+
+use super::*;
+use crate::domain::time::Span;
+use crate::gateway::upstream::config::{EjectConfig, HealthConfig};
+use crate::net::body::full;
+
+fn config(toml: &str) -> UpstreamConfig {
+    toml::from_str(toml).expect("a configuration")
+}
+
+fn upstream(toml: &str) -> Arc<Upstream> {
+    Arc::new(Upstream::new(&config(toml), Path::new("."), None).expect("an upstream"))
+}
+
+/// Answers every request with its own name; tells what it got.
+async fn server(name: &'static str) -> SocketAddr {
+    let listener = TcpListener::bind("127.0.0.1:0").await.expect("binds");
+    let address = listener.local_addr().expect("bound");
+    tokio::spawn(async move {
+        while let Ok((mut stream, _)) = listener.accept().await {
+            tokio::spawn(async move {
+                let mut buffer = vec![0; 4096];
+                while stream.read(&mut buffer).await.is_ok_and(|n| n > 0) {
+                    let answer = format!("HTTP/1.1 200 OK\r\ncontent-length: {}\r\n\r\n{name}", name.len());
+                    if stream.write_all(answer.as_bytes()).await.is_err() {
+                        return;
+                    }
+                }
+            });
+        }
+    });
+    address
+}
+
+/// An address where nobody listens.
+async fn nobody() -> SocketAddr {
+    TcpListener::bind("127.0.0.1:0").await.expect("binds").local_addr().expect("bound")
+}
+
+async fn get(upstream: &Upstream) -> Result<String, Unsent> {
+    let (head, ()) = Request::get("/x").version(Version::HTTP_11).body(()).expect("builds").into_parts();
+    let (response, _place) = upstream.send(&head, "/x", full("")).await?;
+    let body = crate::net::body::read(response.into_body(), 100).await.expect("reads");
+    Ok(String::from_utf8(body.to_vec()).expect("text"))
+}
+
+#[tokio::test]
+async fn a_dead_endpoint_costs_no_request_and_is_left_out_in_the_end() {
+    let (dead, alive) = (nobody().await, server("alive").await);
+    let pool = upstream(&format!("url = [\"http://{dead}\", \"http://{alive}\"]\neject = {{ failures = 2 }}"));
+    for _ in 0..10 {
+        assert_eq!(get(&pool).await.expect("another endpoint answers"), "alive");
+    }
+    let out = |e: &Arc<Endpoint>| e.is_ejected(Instant::now());
+    let endpoints = pool.endpoints().await;
+    assert!(endpoints.iter().any(|e| e.address == dead && out(e)));
+    assert!(endpoints.iter().all(|e| e.address == dead || !out(e)));
+}
+
+#[tokio::test]
+async fn no_more_are_left_out_than_may_be() {
+    let (a, b) = (nobody().await, nobody().await);
+    let pool = upstream(&format!("url = [\"http://{a}\", \"http://{b}\"]\neject = {{ failures = 1 }}"));
+    for _ in 0..5 {
+        assert!(matches!(get(&pool).await, Err(Unsent::Unreachable(_))));
+    }
+    let out = pool.endpoints().await.iter().filter(|e| e.is_ejected(Instant::now())).count();
+    assert_eq!(out, 1, "half of two");
+    let alone = upstream(&format!("url = \"http://{a}\"\neject = {{ failures = 1 }}"));
+    for _ in 0..3 {
+        assert!(matches!(get(&alone).await, Err(Unsent::Unreachable(_))), "the only one is asked each time");
+    }
+}
+
+#[tokio::test]
+async fn a_request_whose_bytes_went_out_is_not_sent_again() {
+    let listener = TcpListener::bind("127.0.0.1:0").await.expect("binds");
+    let rude = listener.local_addr().expect("bound");
+    let counted = Arc::new(AtomicUsize::new(0));
+    let seen = counted.clone();
+    tokio::spawn(async move {
+        while let Ok((mut stream, _)) = listener.accept().await {
+            let _ = stream.read(&mut [0; 1024]).await;
+            seen.fetch_add(1, Ordering::SeqCst);
+        }
+    });
+    let pool = upstream(&format!("url = [\"http://{rude}\"]"));
+    assert!(matches!(get(&pool).await, Err(Unsent::Broke(_))));
+    assert_eq!(counted.load(Ordering::SeqCst), 1);
+    let other = server("other").await;
+    let pool = upstream(&format!("url = [\"http://{rude}\", \"http://{other}\"]"));
+    let mut broke = 0;
+    for _ in 0..4 {
+        broke += usize::from(get(&pool).await.is_err());
+    }
+    assert_eq!(broke, 2, "each request that reached it failed, and none went on to the other");
+    assert_eq!(counted.load(Ordering::SeqCst), 3);
+}
+
+#[tokio::test]
+async fn the_least_busy_gets_the_request_and_a_full_upstream_refuses() {
+    let (a, b) = (server("a").await, server("b").await);
+    let pool = upstream(&format!("url = [\"http://{a}\", \"http://{b}\"]\nmax_requests = 3"));
+    let endpoints = pool.endpoints().await;
+    let busy: Vec<Place> = (0..2).map(|_| Place::take(endpoints[0].clone(), &pool.total, 3).expect("room")).collect();
+    for _ in 0..6 {
+        assert_eq!(get(&pool).await.expect("answers"), "b");
+    }
+    let third = Place::take(endpoints[1].clone(), &pool.total, 3).expect("room");
+    assert!(matches!(get(&pool).await, Err(Unsent::Overloaded)));
+    drop((busy, third));
+    assert!(get(&pool).await.is_ok());
+    assert_eq!(pool.total.load(Ordering::SeqCst), 0, "each place is given back");
+}
+
+#[tokio::test]
+async fn connecting_has_a_time_limit() {
+    // Nothing accepts, and the backlog is full.
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("binds");
+    nix::sys::socket::listen(&listener, nix::sys::socket::Backlog::new(0).expect("a backlog")).expect("listens");
+    let address = listener.local_addr().expect("bound");
+    let _filling: Vec<_> =
+        (0..4).filter_map(|_| std::net::TcpStream::connect_timeout(&address, Duration::from_millis(50)).ok()).collect();
+    let pool = upstream(&format!("url = \"http://{address}\"\nconnect_timeout = \"200ms\""));
+    let refused = get(&pool).await;
+    assert!(matches!(&refused, Err(Unsent::Unreachable(why)) if why.contains("connect_timeout")), "{refused:?}");
+}
+
+#[test]
+fn health_needs_its_number_of_answers_in_a_row() {
+    let pool = upstream("url = \"http://127.0.0.1:1\"");
+    let address = "127.0.0.1:1".parse().expect("an address");
+    let endpoint = Endpoint::new(0, address, dial::connections(&pool.sites[0].dialling, address));
+    let span = Span(Duration::from_secs(1));
+    let health = HealthConfig { path: "/".into(), every: span, timeout: span, fall: 3, rise: 2 };
+    let now = Instant::now();
+    assert_eq!(endpoint.checked(false, &health), Some(false), "the first check decides alone");
+    assert!(!endpoint.is_fit(now));
+    assert_eq!([true, false, true].map(|well| endpoint.checked(well, &health)), [None, None, None]);
+    assert_eq!(endpoint.checked(true, &health), Some(true));
+    assert!(endpoint.is_fit(now));
+    assert_eq!([false, false, true, false, false].map(|well| endpoint.checked(well, &health)), [None; 5]);
+    assert_eq!(endpoint.checked(false, &health), Some(false));
+}
+
+#[test]
+fn an_endpoint_that_fails_again_stays_out_longer_and_comes_back() {
+    let pool = upstream("url = \"http://127.0.0.1:1\"");
+    let address = "127.0.0.1:1".parse().expect("an address");
+    let endpoint = Endpoint::new(0, address, dial::connections(&pool.sites[0].dialling, address));
+    let eject = EjectConfig { failures: 2, time: Span(Duration::from_secs(30)), at_most: 100 };
+    let at = |seconds| Instant::now() + Duration::from_secs(seconds);
+    assert!(!endpoint.failed(&eject, at(0), true));
+    endpoint.succeeded();
+    assert!(!endpoint.failed(&eject, at(0), true), "a success in between counts anew");
+    assert!(endpoint.failed(&eject, at(0), true));
+    assert!(!endpoint.is_fit(at(29)) && endpoint.is_fit(at(31)));
+    assert!(!endpoint.failed(&eject, at(40), true));
+    assert!(endpoint.failed(&eject, at(40), true));
+    assert!(!endpoint.is_fit(at(99)) && endpoint.is_fit(at(101)), "sixty seconds the second time");
+}
+
+#[test]
+fn configurations_that_cannot_work_are_refused_and_say_why() {
+    for (toml, why) in [
+        ("url = \"127.0.0.1:80\"", "http://host:port"),
+        ("url = \"http://127.0.0.1:80/path\"", "without a path"),
+        ("url = \"ftp://127.0.0.1:80\"", "http://host:port"),
+        ("url = \"http://user@127.0.0.1:80\"", "http://host:port"),
+        ("url = \"https://127.0.0.1:80\"", "ca_file"),
+        ("url = []", "at least one"),
+        ("url = \"http://a:1\"\nmtls = true", "need https"),
+        ("url = \"https://a:1\"\nspiffe_id = \"spiffe://x/y\"\nca_file = \"x\"", "instead of"),
+        ("url = \"https://a:1\"\nspiffe_id = \"x\"", "spiffe_id"),
+        ("url = \"http://a:1\"\nhealth = { path = \"x\" }", "slash"),
+        ("url = \"http://a:1\"\nhost = \"a b\"", "host"),
+    ] {
+        let error = Upstream::new(&config(toml), Path::new("."), None).err().unwrap_or_default();
+        assert!(error.contains(why), "{toml}: {error}");
+    }
+}

@@ -1,0 +1,417 @@
+//! WebSocket: the handshake (RFC 6455, and RFC 8441 over HTTP/2), and messages both ways: judged, masked, recorded.
+//!
+//! Messages are whole before they pass; extensions are not negotiated, so what is judged is what is sent. Pings are answered
+//! on each side by its own end.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use futures_util::{SinkExt as _, StreamExt as _, stream::SplitSink, stream::SplitStream};
+use http::header::{self, HeaderMap, HeaderValue};
+use http::request::Parts;
+use http::{Method, Response, StatusCode, Version};
+use hyper::ext::Protocol;
+use hyper::upgrade::{OnUpgrade, Upgraded};
+use hyper_util::rt::TokioIo;
+use tokio::time::{Instant, timeout};
+use tokio_tungstenite::WebSocketStream;
+use tokio_tungstenite::tungstenite::handshake::derive_accept_key;
+use tokio_tungstenite::tungstenite::protocol::frame::coding::CloseCode;
+use tokio_tungstenite::tungstenite::protocol::{CloseFrame, Role, WebSocketConfig};
+use tokio_tungstenite::tungstenite::{Error as WsError, Message, Utf8Bytes};
+
+use crate::domain::refusal::Refusal;
+use crate::gateway::authenticate::Caller;
+use crate::gateway::bounds::{Bounds, Cut};
+use crate::gateway::record::Exchange;
+use crate::gateway::serve::{Gateway, Incoming};
+use crate::gateway::upstream::Place;
+use crate::net::body::{AnyBody, full};
+use crate::protocol::masking::{self, MaskRules};
+use crate::protocol::operation::WebSocket;
+use crate::store::entropy;
+
+/// How long both ends have for the bytes that follow the handshake's answer, and a close for its echo.
+const PATIENCE: Duration = Duration::from_secs(5);
+
+/// A client's opening handshake.
+pub struct Handshake {
+    /// `Sec-WebSocket-Accept` for the client; none over HTTP/2.
+    accept: Option<String>,
+    /// Our key towards upstream.
+    key: String,
+    /// Subprotocols that the client offers.
+    protocols: Option<HeaderValue>,
+    upgrade: std::sync::Mutex<Option<OnUpgrade>>,
+}
+
+impl Handshake {
+    /// The handshake of a request, if it is one. `CONNECT` for anything else is refused.
+    pub fn of(head: &Parts, upgrade: Option<OnUpgrade>) -> Result<Option<Self>, Refusal> {
+        let refuse = |detail: &str| Err(Refusal::new(400, "websocket", detail));
+        let extended = head.extensions.get::<Protocol>().map(Protocol::as_str);
+        if head.method == Method::CONNECT {
+            return match extended {
+                Some("websocket") => {
+                    version(&head.headers)?;
+                    Ok(Some(Self::new(None, &head.headers, upgrade)))
+                }
+                _ => Err(Refusal::new(501, "method", "CONNECT is not served, but for WebSocket by RFC 8441")),
+            };
+        }
+        if head.version != Version::HTTP_11 || !asks_for_websocket(&head.headers) {
+            return Ok(None);
+        }
+        if head.method != Method::GET {
+            return refuse("a WebSocket opens with GET");
+        }
+        let framed = [header::CONTENT_LENGTH, header::TRANSFER_ENCODING];
+        if framed.iter().any(|name| head.headers.get(name).is_some_and(|v| v != "0")) {
+            return refuse("the opening handshake of a WebSocket has no body");
+        }
+        version(&head.headers)?;
+        let mut keys = head.headers.get_all(header::SEC_WEBSOCKET_KEY).iter();
+        let (Some(key), None) = (keys.next(), keys.next()) else {
+            return refuse("the handshake needs one Sec-WebSocket-Key");
+        };
+        if key.len() != 24 {
+            return refuse("Sec-WebSocket-Key is not 16 bytes in base64");
+        }
+        Ok(Some(Self::new(Some(derive_accept_key(key.as_bytes())), &head.headers, upgrade)))
+    }
+
+    fn new(accept: Option<String>, headers: &HeaderMap, upgrade: Option<OnUpgrade>) -> Self {
+        use base64::Engine as _;
+        let key = base64::prelude::BASE64_STANDARD.encode(entropy::random::<16>());
+        let protocols = headers.get(header::SEC_WEBSOCKET_PROTOCOL).cloned();
+        Self { accept, key, protocols, upgrade: std::sync::Mutex::new(upgrade) }
+    }
+
+    /// Writes our handshake towards upstream: HTTP/1.1, no extensions.
+    pub fn ask(&self, headers: &mut HeaderMap) {
+        for name in [
+            header::SEC_WEBSOCKET_KEY,
+            header::SEC_WEBSOCKET_EXTENSIONS,
+            header::SEC_WEBSOCKET_VERSION,
+            header::SEC_WEBSOCKET_ACCEPT,
+            header::TE,
+        ] {
+            headers.remove(name);
+        }
+        headers.insert(header::CONNECTION, HeaderValue::from_static("upgrade"));
+        headers.insert(header::UPGRADE, HeaderValue::from_static("websocket"));
+        headers.insert(header::SEC_WEBSOCKET_VERSION, HeaderValue::from_static("13"));
+        headers.extend(HeaderValue::from_str(&self.key).map(|key| (header::SEC_WEBSOCKET_KEY, key)));
+    }
+
+    /// Holds upstream's 101 against our handshake (RFC 6455 §4.1).
+    fn check(&self, headers: &HeaderMap) -> Result<(), &'static str> {
+        if !asks_for_websocket(headers) {
+            return Err("it did not switch to WebSocket");
+        }
+        let accept = derive_accept_key(self.key.as_bytes());
+        if headers.get(header::SEC_WEBSOCKET_ACCEPT).is_none_or(|a| a.as_bytes() != accept.as_bytes()) {
+            return Err("its Sec-WebSocket-Accept is wrong");
+        }
+        if headers.contains_key(header::SEC_WEBSOCKET_EXTENSIONS) {
+            return Err("it uses extensions that nobody offered");
+        }
+        let offered = self.protocols.as_ref().and_then(|p| p.to_str().ok()).unwrap_or_default();
+        match headers.get(header::SEC_WEBSOCKET_PROTOCOL).map(HeaderValue::to_str) {
+            None => Ok(()),
+            Some(Ok(chosen)) if offered.split(',').any(|p| p.trim() == chosen) => Ok(()),
+            Some(_) => Err("it chose a subprotocol that nobody offered"),
+        }
+    }
+
+    /// What the client reads: 101, or 200 over HTTP/2.
+    fn answer(&self, mut headers: HeaderMap) -> Response<AnyBody> {
+        let mut response = Response::new(full(""));
+        for name in [header::SEC_WEBSOCKET_ACCEPT, header::CONTENT_LENGTH] {
+            headers.remove(name);
+        }
+        *response.headers_mut() = headers;
+        match &self.accept {
+            None => *response.status_mut() = StatusCode::OK,
+            Some(accept) => {
+                *response.status_mut() = StatusCode::SWITCHING_PROTOCOLS;
+                let headers = response.headers_mut();
+                headers.insert(header::CONNECTION, HeaderValue::from_static("upgrade"));
+                headers.insert(header::UPGRADE, HeaderValue::from_static("websocket"));
+                headers.extend(HeaderValue::from_str(accept).map(|a| (header::SEC_WEBSOCKET_ACCEPT, a)));
+            }
+        }
+        response
+    }
+}
+
+fn asks_for_websocket(headers: &HeaderMap) -> bool {
+    let lists = |name, wanted: &str| {
+        let values = headers.get_all(name).iter().filter_map(|v| v.to_str().ok());
+        values.flat_map(|v| v.split(',')).any(|v| v.trim().eq_ignore_ascii_case(wanted))
+    };
+    lists(header::CONNECTION, "upgrade") && lists(header::UPGRADE, "websocket")
+}
+
+fn version(headers: &HeaderMap) -> Result<(), Refusal> {
+    let mut versions = headers.get_all(header::SEC_WEBSOCKET_VERSION).iter();
+    match (versions.next(), versions.next()) {
+        (Some(v), None) if v == "13" => Ok(()),
+        _ => Err(Refusal::new(426, "websocket", "the only version of WebSocket here is 13")),
+    }
+}
+
+type Socket = WebSocketStream<TokioIo<Upgraded>>;
+
+/// One socket between its two ends: what a message is judged, masked and recorded by.
+pub struct Relay {
+    /// The plane, for its stores and the rules in force.
+    pub gateway: Arc<Gateway>,
+    /// Whose socket it is.
+    pub caller: Arc<Caller>,
+    /// The request that opened it.
+    pub request: Arc<Incoming>,
+    /// Its route, by name: each message is judged by the rules of its time.
+    pub route: String,
+    /// Whether messages are judged.
+    pub websocket: WebSocket,
+    /// Masks what comes back; the injected credential is among its exact values.
+    pub mask: Option<Arc<MaskRules>>,
+    /// Its evidence.
+    pub exchange: Exchange,
+    /// What ends it.
+    pub bounds: Bounds,
+    /// How long an end may be silent: no message, no answer to a ping.
+    pub idle: Duration,
+    /// Its place at the endpoint.
+    pub place: Place,
+}
+
+/// Answers the client's handshake with upstream's, and begins to relay.
+pub fn open(
+    relay: Relay,
+    handshake: &Handshake,
+    headers: &HeaderMap,
+    shown: HeaderMap,
+    upstream: OnUpgrade,
+) -> Result<Response<AnyBody>, Refusal> {
+    let bad = |why: &str| {
+        Refusal::new(502, "upstream", format!("the protected service answered the handshake wrongly: {why}"))
+    };
+    handshake.check(headers).map_err(bad)?;
+    let taken = handshake.upgrade.lock().unwrap_or_else(std::sync::PoisonError::into_inner).take();
+    let client = taken.ok_or_else(|| Refusal::new(400, "websocket", "this connection cannot be upgraded"))?;
+    let tasks = relay.gateway.tasks.clone();
+    tasks.spawn(relay.run(client, upstream));
+    Ok(handshake.answer(shown))
+}
+
+impl Relay {
+    async fn run(self, client: OnUpgrade, upstream: OnUpgrade) {
+        let opened = timeout(PATIENCE, async { tokio::try_join!(client, upstream) }).await;
+        let Ok(Ok((client, upstream))) = opened else {
+            self.exchange.seal("client_gone");
+            return;
+        };
+        let limit = self.gateway.held_body;
+        let config =
+            WebSocketConfig::default().max_message_size(Some(limit)).max_frame_size(Some(limit)).write_buffer_size(0);
+        let client = WebSocketStream::from_raw_socket(TokioIo::new(client), Role::Server, Some(config)).await;
+        let upstream = WebSocketStream::from_raw_socket(TokioIo::new(upstream), Role::Client, Some(config)).await;
+        let (mut to_client, mut from_client) = client.split();
+        let (mut to_upstream, mut from_upstream) = upstream.split();
+        let ended = {
+            let inbound = self.inbound(&mut from_client, &mut to_upstream);
+            let outbound = self.outbound(&mut from_upstream, &mut to_client);
+            tokio::select! {
+                biased;
+                cut = self.bounds.over(&self.gateway.stores) => End::Cut(cut),
+                end = inbound => end,
+                end = outbound => end,
+            }
+        };
+        let name = ended.name();
+        if name != "complete" {
+            tracing::info!(why = name, request_id = self.request.id, "a WebSocket was cut");
+            metrics::counter!("popgate_streams_cut_total", "why" => name).increment(1);
+        }
+        let (client_frame, upstream_frame) = ended.frames();
+        // Sealed before the ends are told: from here on nothing of it passes.
+        self.exchange.seal(name);
+        let close = async {
+            tokio::join!(to_client.send(Message::Close(client_frame)), to_upstream.send(Message::Close(upstream_frame)))
+        };
+        let _ = timeout(PATIENCE, close).await;
+        drop(self.place);
+    }
+
+    /// Client → upstream.
+    async fn inbound(&self, from: &mut SplitStream<Socket>, to: &mut SplitSink<Socket, Message>) -> End {
+        loop {
+            let message = match self.next(from, to, (Cut::ClientGone, Cut::Upstream)).await {
+                Ok(message) => message,
+                Err(end) => return end,
+            };
+            let payload: &[u8] = match &message {
+                Message::Text(text) => text.as_bytes(),
+                Message::Binary(bytes) => bytes,
+                Message::Close(frame) => return End::Client(frame.clone()),
+                _ => continue,
+            };
+            if self.websocket == WebSocket::Judge
+                && let Err(refusal) = self.judge(&message, payload)
+            {
+                self.gateway.note_denial(&self.request, &self.caller, None, &refusal);
+                return End::Denied(refusal.detail);
+            }
+            if self.exchange.request_message(payload).is_err() {
+                return End::Cut(Cut::Unrecorded);
+            }
+            if to.send(message).await.is_err() {
+                return End::Cut(Cut::Upstream);
+            }
+        }
+    }
+
+    /// Upstream → client.
+    async fn outbound(&self, from: &mut SplitStream<Socket>, to: &mut SplitSink<Socket, Message>) -> End {
+        loop {
+            let message = match self.next(from, to, (Cut::Upstream, Cut::ClientGone)).await {
+                Ok(message) => message,
+                Err(end) => return end,
+            };
+            let message = match self.masked(message) {
+                Ok(Message::Close(frame)) => return End::Upstream(frame),
+                Ok(message) => message,
+                Err(cut) => return End::Cut(cut),
+            };
+            if matches!(message, Message::Text(_) | Message::Binary(_)) {
+                if self.exchange.response_chunk(&message.clone().into_data()).is_err() {
+                    return End::Cut(Cut::Unrecorded);
+                }
+                if to.send(message).await.is_err() {
+                    return End::Cut(Cut::ClientGone);
+                }
+            }
+        }
+    }
+
+    /// The next message of one end. The other is asked meanwhile whether it is there; its answers come in where it is read.
+    async fn next(
+        &self,
+        from: &mut SplitStream<Socket>,
+        other: &mut SplitSink<Socket, Message>,
+        gone: (Cut, Cut),
+    ) -> Result<Message, End> {
+        let deadline = Instant::now() + self.idle;
+        let mut due = tokio::time::interval_at(Instant::now() + self.idle / 3, self.idle / 3);
+        let received = loop {
+            tokio::select! {
+                received = from.next() => break received,
+                () = tokio::time::sleep_until(deadline) => return Err(End::Cut(Cut::Silent)),
+                _ = due.tick() => {
+                    other.send(Message::Ping(Bytes::new())).await.map_err(|_| End::Cut(gone.1))?;
+                }
+            }
+        };
+        match received {
+            None | Some(Err(WsError::ConnectionClosed | WsError::AlreadyClosed | WsError::Io(_))) => {
+                Err(End::Cut(gone.0))
+            }
+            Some(Err(WsError::Capacity(_))) => Err(End::Broken(CloseCode::Size)),
+            Some(Err(WsError::Utf8(_))) => Err(End::Broken(CloseCode::Invalid)),
+            Some(Err(_)) => Err(End::Broken(CloseCode::Protocol)),
+            Some(Ok(message)) => Ok(message),
+        }
+    }
+
+    fn judge(&self, message: &Message, payload: &[u8]) -> Result<(), Refusal> {
+        if matches!(message, Message::Binary(_)) {
+            return Err(Refusal::new(403, "unlisted", "messages here are judged, and a binary one cannot be read"));
+        }
+        self.gateway.judge_message(&self.caller, &self.request, &self.route, payload)
+    }
+
+    /// What may go to the client of a message from upstream.
+    fn masked(&self, message: Message) -> Result<Message, Cut> {
+        let Some(rules) = &self.mask else {
+            self.count(&message);
+            return Ok(message);
+        };
+        self.count(&message);
+        let text = |bytes: &[u8]| {
+            let (masked, counts) =
+                masking::mask_counting(rules, masking::sniffed(bytes), bytes).map_err(|_| Cut::Masked)?;
+            self.exchange.masked_more(counts);
+            String::from_utf8(masked).map_err(|_| Cut::Masked)
+        };
+        Ok(match message {
+            Message::Text(plain) => Message::text(text(plain.as_bytes())?),
+            Message::Binary(_) => return Err(Cut::Masked),
+            Message::Close(Some(frame)) => {
+                let reason = Utf8Bytes::from(shortened(text(frame.reason.as_bytes())?));
+                Message::Close(Some(CloseFrame { code: frame.code, reason }))
+            }
+            other => other,
+        })
+    }
+
+    fn count(&self, message: &Message) {
+        if matches!(message, Message::Text(_) | Message::Binary(_)) {
+            self.exchange.upstream_chunk(message.len());
+        }
+    }
+}
+
+/// A close frame has room for 123 bytes of reason.
+fn shortened(mut reason: String) -> String {
+    while reason.len() > 123 {
+        reason.pop();
+    }
+    reason
+}
+
+/// Why a socket ended.
+enum End {
+    /// The client closed it.
+    Client(Option<CloseFrame>),
+    /// Upstream closed it.
+    Upstream(Option<CloseFrame>),
+    /// A message was not allowed; what the client reads.
+    Denied(String),
+    /// An end broke the protocol.
+    Broken(CloseCode),
+    /// The gateway ended it.
+    Cut(Cut),
+}
+
+impl End {
+    fn name(&self) -> &'static str {
+        match self {
+            Self::Client(_) | Self::Upstream(_) => "complete",
+            Self::Denied(_) => "denied",
+            Self::Broken(_) => "broken",
+            Self::Cut(cut) => (*cut).into(),
+        }
+    }
+
+    /// What each end is told: the client, then upstream.
+    fn frames(self) -> (Option<CloseFrame>, Option<CloseFrame>) {
+        let frame = |code, reason: String| Some(CloseFrame { code, reason: shortened(reason).into() });
+        match self {
+            Self::Client(sent) => (sent.clone(), sent),
+            Self::Upstream(sent) => (sent.clone(), sent),
+            Self::Denied(why) => (frame(CloseCode::Policy, why), frame(CloseCode::Away, String::new())),
+            Self::Broken(code) => (frame(code, String::new()), frame(CloseCode::Away, String::new())),
+            Self::Cut(cut) => {
+                let code = match cut {
+                    Cut::Drained => CloseCode::Restart,
+                    Cut::Revoked | Cut::Expired | Cut::Masked => CloseCode::Policy,
+                    _ => CloseCode::Error,
+                };
+                (frame(code, <&str>::from(cut).to_owned()), frame(CloseCode::Away, String::new()))
+            }
+        }
+    }
+}
