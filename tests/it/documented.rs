@@ -10,6 +10,7 @@ pub enum Page {
     Spiffe,
     Oauth,
     Refusals,
+    Smuggling,
 }
 
 /// Compares, or writes anew if `POPGATE_TEST_WRITE_DOCS` is set. The first row is the heading.
@@ -18,6 +19,7 @@ pub fn compare(page: Page, table: &[[String; 4]]) {
         Page::Spiffe => "docs/integrations/spiffe.md",
         Page::Oauth => "docs/integrations/oauth.md",
         Page::Refusals => "docs/refusals.md",
+        Page::Smuggling => "docs/smuggling.md",
     };
     let mut text = String::new();
     for (i, row) in table.iter().enumerate() {

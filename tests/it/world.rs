@@ -75,7 +75,10 @@ impl Upstream {
 
     async fn answer(&self, request: Request<Incoming>) -> Response<AnyBody> {
         let (head, body) = request.into_parts();
-        let body = body.collect().await.map(http_body_util::Collected::to_bytes).unwrap_or_default();
+        // A body that broke off is no request.
+        let Ok(body) = body.collect().await.map(http_body_util::Collected::to_bytes) else {
+            return respond(400, "text/plain", "broke off");
+        };
         let seen = Seen { method: head.method.to_string(), target: head.uri.to_string(), headers: head.headers, body };
         self.seen.lock().expect("no panic").push(seen.clone());
         let handler = self.handler.lock().expect("no panic").clone();
@@ -236,6 +239,19 @@ impl Service {
         service
     }
 
+    /// Starts with further routes, and policies besides: `permits` are names of operations that solvers may.
+    pub async fn start_routes(routes: &str, permits: &[&str], files: &[(&str, &str)]) -> Self {
+        let actions: Vec<String> = permits.iter().map(|p| format!("Action::{p:?}")).collect();
+        let policy = format!(
+            "@id(\"solvers-more\") permit (principal in Group::\"solvers\", action in [{}], resource);",
+            actions.join(", ")
+        );
+        let files: Vec<(&str, &str)> = files.iter().copied().chain([("more.cedar", policy.as_str())]).collect();
+        let service = Self::start_domain("example.org", routes, "", &files).await;
+        service.admin(Method::POST, "/v1/import", Some(registrations())).await.expect("imports");
+        service
+    }
+
     /// Starts a trust domain with nobody in it, and files beside its configuration.
     pub async fn start_domain(domain: &str, extra: &str, identity: &str, files: &[(&str, &str)]) -> Self {
         let dir = tempfile::Builder::new().prefix("pgt-").tempdir().expect("tempdir");
@@ -252,7 +268,7 @@ impl Service {
             })
             .concat();
         let config = format!(
-            "trust_domain = \"{domain}\"\ndata_dir = \"data\"\ninclude = [\"routes.toml\"]\n{listen}[policy]\nfiles = [\"p.cedar\"]\n[mask.pii]\ndetectors = [\"email\", \"card\", \"secret\"]\n{extra}"
+            "trust_domain = \"{domain}\"\ndata_dir = \"data\"\ninclude = [\"routes.toml\"]\n{listen}[policy]\nfiles = [\"*.cedar\"]\n[mask.pii]\ndetectors = [\"email\", \"card\", \"secret\"]\n{extra}"
         );
         for (name, text) in files {
             std::fs::write(base.join(name), text).expect("writes");
@@ -374,7 +390,7 @@ impl Service {
 pub fn registrations() -> Value {
     json!({
         "entry": [
-            {"spiffe_id": SOLVER, "owner": BOB, "groups": ["solvers"], "operations": ["tot.*", "raw.*", "cert.*", "off.*", "dead.*"]},
+            {"spiffe_id": SOLVER, "owner": BOB, "groups": ["solvers"], "operations": ["tot.*", "raw.*", "cert.*", "off.*", "dead.*", "x.*"]},
             {"spiffe_id": "spiffe://example.org/ai/other", "owner": "https://idp.example.org#carol", "groups": ["solvers"], "operations": ["tot.*", "raw.*"]},
             {"spiffe_id": "spiffe://example.org/ci/narrow", "owner": BOB, "groups": [], "operations": ["tot.read"]},
         ],
