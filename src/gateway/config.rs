@@ -241,12 +241,30 @@ pub struct MaskConfig {
     /// Detectors that are on.
     #[serde(default)]
     pub detectors: Vec<String>,
-    /// `redact`, `keep-last` or `block`.
+    /// `redact`, `keep-last`, `token`, `format` or `block`.
     #[serde(default = "redact")]
     pub strategy: String,
     /// Characters that `keep-last` keeps.
     #[serde(default = "four")]
     pub keep: usize,
+    /// Key of `token` and `format`: a file with random text.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub key_file: Option<PathBuf>,
+    /// Detectors of one's own: regular expressions by the name of what they find.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub patterns: BTreeMap<String, String>,
+    /// Names of people, whatever their case.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub names: Vec<String>,
+    /// Response headers whose values are scanned.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub headers: Vec<String>,
+    /// Content types that pass unread.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub allow: Vec<String>,
+    /// Whether what upstream gets is masked, too.
+    #[serde(default)]
+    pub mask_request: bool,
     /// Rules on fields.
     #[serde(default, rename = "field")]
     pub fields: Vec<MaskFieldConfig>,
@@ -269,6 +287,6 @@ const fn four() -> usize {
 pub struct MaskFieldConfig {
     /// Path (RFC 9535).
     pub path: String,
-    /// `redact`, `drop` or `block`.
+    /// `redact`, `token`, `base64`, `drop` or `block`.
     pub strategy: String,
 }

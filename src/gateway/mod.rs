@@ -11,6 +11,7 @@ pub mod execution;
 pub mod forward;
 pub mod headers;
 pub mod mask;
+pub mod masks;
 pub mod matching;
 pub mod parts;
 pub mod pump;

@@ -9,13 +9,13 @@ use zeroize::Zeroizing;
 
 use crate::domain::spiffe_id::SpiffeId;
 use crate::gateway::config::{Access, InjectConfig, MaskConfig, OneOrMany, OperationConfig, RecordMode, RouteConfig};
+use crate::gateway::masks;
 use crate::gateway::matching::{Matcher, Wanted};
 use crate::gateway::upstream::Upstream;
 use crate::net::files;
 use crate::net::tls::OwnTls;
 use crate::protocol::htu::{Htu, Origin};
-use crate::protocol::masking::path::FieldPath;
-use crate::protocol::masking::{EntityKind, FieldAction, FieldRule, MaskRules, Strategy};
+use crate::protocol::masking::MaskRules;
 use crate::protocol::operation::{self, BodyField, Operation, Reads, WebSocket};
 use crate::protocol::policy::{PolicyEngine, PolicyError, PolicySource};
 use crate::protocol::template::Template;
@@ -129,7 +129,7 @@ impl Rules {
     pub fn load(sources: &RuleSources<'_>) -> Result<Self, RuleError> {
         let mut masks = BTreeMap::new();
         for (name, config) in sources.masks {
-            masks.insert(name.as_str(), mask(name, config)?);
+            masks.insert(name.as_str(), masks::checked(name, config, sources.base)?);
         }
         let mut routes = Vec::new();
         for config in sources.routes {
@@ -325,50 +325,6 @@ fn check(operation: &Operation) -> Result<(), String> {
         Reads::Grpc | Reads::Chat | Reads::Mcp | Reads::Graphql if operation.method == "POST" => Ok(()),
         _ => Err("reads: such requests come with POST".into()),
     }
-}
-
-fn mask(name: &str, config: &MaskConfig) -> Result<Arc<MaskRules>, RuleError> {
-    use strum::VariantNames as _;
-    let bad = |what: String| RuleError::Mask { mask: name.to_owned(), what };
-    let offered =
-        || EntityKind::VARIANTS.iter().filter(|v| **v != "credential").copied().collect::<Vec<_>>().join(", ");
-    let detector = |d: &String| {
-        let kind = d.parse::<EntityKind>().ok().filter(|k| *k != EntityKind::Credential);
-        kind.ok_or_else(|| bad(format!("detector {d:?} is not one of: {}", offered())))
-    };
-    let strategy = match config.strategy.as_str() {
-        "redact" => Strategy::Redact,
-        "keep-last" => Strategy::KeepLast(config.keep.min(8)),
-        "block" => Strategy::Block,
-        other => return Err(bad(format!("strategy {other:?} is not one of: redact, keep-last, block"))),
-    };
-    let path = |text: &str| FieldPath::parse(text).map_err(|e| bad(e.to_string()));
-    let mut fields = Vec::new();
-    for field in &config.fields {
-        let action = match field.strategy.as_str() {
-            "redact" => FieldAction::Redact,
-            "drop" => FieldAction::Drop,
-            "block" => FieldAction::Block,
-            other => {
-                return Err(bad(format!(
-                    "field {}: strategy {other:?} is not one of: redact, drop, block",
-                    field.path
-                )));
-            }
-        };
-        fields.push(FieldRule { path: path(&field.path)?, action });
-    }
-    let delta: Vec<&str> = match &config.delta {
-        Some(paths) => paths.iter().map(String::as_str).collect(),
-        None => MaskRules::OPENAI_DELTA.to_vec(),
-    };
-    Ok(Arc::new(MaskRules {
-        detectors: config.detectors.iter().map(detector).collect::<Result<_, _>>()?,
-        strategy,
-        fields,
-        delta: delta.into_iter().map(path).collect::<Result<_, _>>()?,
-        exact: Vec::new(),
-    }))
 }
 
 /// Longest time that a client may ask to be held (RFC 7240).

@@ -4,6 +4,7 @@
 //! their decoded text; member names are held whole, since field rules need them.
 
 mod members;
+mod whole;
 
 use std::sync::Arc;
 
@@ -12,7 +13,7 @@ use crate::protocol::masking::detect::{Piece, Scanner};
 use crate::protocol::masking::escape::{Unescaped, unescape};
 use crate::protocol::masking::logical::{StringScan, Written};
 use crate::protocol::masking::path::Step;
-use crate::protocol::masking::rules::{Counts, MaskRules};
+use crate::protocol::masking::rules::{Counts, FieldAction, MaskRules};
 
 /// Deepest nesting that is followed.
 const MAX_DEPTH: usize = 512;
@@ -76,6 +77,8 @@ pub struct JsonMasker {
     string: StringScan,
     /// Depth at which a dropped or redacted value began.
     muted_at: Option<usize>,
+    /// What becomes of the muted value once it is whole, and its bytes.
+    captured: Option<(FieldAction, Vec<u8>)>,
     collect_delta: bool,
     deltas: Vec<DeltaString>,
     plain_text: bool,
@@ -94,6 +97,7 @@ impl JsonMasker {
             separator: Vec::new(),
             string: StringScan::default(),
             muted_at: None,
+            captured: None,
             collect_delta: false,
             deltas: Vec::new(),
             plain_text: false,
@@ -150,6 +154,7 @@ impl JsonMasker {
                 Ok(())
             }
             Lexing::Delta(escapes) => {
+                self.delta_content(Written::end);
                 self.write(&escapes.pending, out);
                 Ok(())
             }
@@ -253,7 +258,7 @@ impl JsonMasker {
             self.deltas.push(DeltaString { at: out.len(), path, content: Written::default() });
             self.lexing = Lexing::Delta(Escapes::default());
         } else {
-            self.string = StringScan::default();
+            self.string = StringScan::in_json();
             self.lexing = Lexing::Text(Escapes::default());
         }
     }
@@ -318,6 +323,7 @@ impl JsonMasker {
         match std::mem::replace(&mut self.lexing, Lexing::Between) {
             Lexing::Name(_) => return self.end_name(out),
             Lexing::Text(_) => self.drain(true, out)?,
+            Lexing::Delta(_) => self.delta_content(Written::end),
             _ => {}
         }
         self.write(b"\"", out);
@@ -355,16 +361,27 @@ impl JsonMasker {
 
     fn drain(&mut self, whole: bool, out: &mut Vec<u8>) -> Result<(), Blocked> {
         if self.muted_at.is_some() {
+            if whole {
+                self.string.written.end();
+            }
             let all = self.string.written.len();
+            if let Some((_, bytes)) = &mut self.captured {
+                bytes.extend(self.string.written.raw(0, all));
+                if bytes.len() > MAX_HELD {
+                    return Err(Blocked::TooLong);
+                }
+            }
             self.string.written.forget(all);
             return Ok(());
         }
         self.string.drain(&self.rules, whole, &mut self.counts, out)
     }
 
-    fn write(&self, bytes: &[u8], out: &mut Vec<u8>) {
-        if self.muted_at.is_none() {
-            out.extend(bytes);
+    fn write(&mut self, bytes: &[u8], out: &mut Vec<u8>) {
+        match (&self.muted_at, &mut self.captured) {
+            (None, _) => out.extend(bytes),
+            (Some(_), Some((_, captured))) => captured.extend(bytes),
+            (Some(_), None) => {}
         }
     }
 }

@@ -4,8 +4,11 @@
 //! Only bytes that no live match can still include are released, and no timer ever flushes an undecided
 //! tail. Pure: bytes in, bytes out.
 
+pub mod custom;
 pub mod detect;
 mod escape;
+mod fold;
+mod inner;
 pub mod json;
 pub mod logical;
 pub mod path;
@@ -13,10 +16,11 @@ pub mod rules;
 pub mod secrets;
 pub mod sse;
 pub mod text;
+mod token;
 
 use std::sync::Arc;
 
-pub use rules::{Counts, EntityKind, FieldAction, FieldRule, MaskRules, Strategy};
+pub use rules::{Counts, EntityKind, FieldAction, FieldRule, Label, MaskRules, Strategy};
 
 /// Why a body cannot be passed on. The gateway answers 502, or cuts the stream.
 #[derive(Clone, Copy, Debug, Eq, PartialEq, strum::VariantArray, thiserror::Error)]

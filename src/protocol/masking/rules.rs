@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 
+use crate::protocol::masking::custom::Custom;
 use crate::protocol::masking::path::FieldPath;
 
 /// What a detector finds.
@@ -15,6 +16,7 @@ use crate::protocol::masking::path::FieldPath;
     PartialEq,
     PartialOrd,
     strum::Display,
+    strum::IntoStaticStr,
     strum::EnumString,
     strum::VariantNames,
     strum::VariantArray,
@@ -27,6 +29,16 @@ pub enum EntityKind {
     Card,
     /// Cloud and API keys, JWTs and private keys, by their prefixes.
     Secret,
+    /// Social security number of the United States.
+    Ssn,
+    /// International bank account number (ISO 13616).
+    Iban,
+    /// Telephone number in its international form.
+    Phone,
+    /// IPv4 or IPv6 address.
+    Ip,
+    /// Key or address in base58.
+    Base58,
     /// The credential that the gateway injects upstream, by its exact value.
     Credential,
 }
@@ -38,8 +50,31 @@ pub enum Strategy {
     Redact,
     /// Stars and the last few characters.
     KeepLast(usize),
+    /// `[KIND:…]`, keyed: the same for the same value.
+    Token,
+    /// Keyed, in the form of the value.
+    Format,
     /// The body is not passed on at all.
     Block,
+}
+
+/// What a value is called.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Label {
+    /// By its detector.
+    Kind(EntityKind),
+    /// By the number of an operator's detector.
+    Custom(usize),
+}
+
+impl Label {
+    /// Its name, in replacements and counts.
+    pub fn name(self, rules: &MaskRules) -> &str {
+        match self {
+            Self::Kind(kind) => kind.into(),
+            Self::Custom(n) => rules.custom.get(n).map_or("custom", |c| c.name.as_str()),
+        }
+    }
 }
 
 /// What happens to a field that a rule names.
@@ -47,6 +82,10 @@ pub enum Strategy {
 pub enum FieldAction {
     /// Its value becomes `"[redacted:field]"`.
     Redact,
+    /// Its value becomes a keyed token of it.
+    Token,
+    /// Its string is base64, or a `data:` URI of it: what that decodes to is scanned.
+    Base64,
     /// The member goes; an array's item becomes `null`.
     Drop,
     /// The body is not passed on at all.
@@ -75,6 +114,16 @@ pub struct MaskRules {
     pub delta: Vec<FieldPath>,
     /// Byte strings that are masked wherever they occur.
     pub exact: Vec<Vec<u8>>,
+    /// Detectors of the operator's own.
+    pub custom: Vec<Custom>,
+    /// Key of tokens.
+    pub key: Vec<u8>,
+    /// Response headers whose values are scanned, in lower case.
+    pub headers: Vec<String>,
+    /// Content types that pass unread, in lower case.
+    pub allow: Vec<String>,
+    /// Whether requests are masked towards upstream, too.
+    pub requests: bool,
 }
 
 impl MaskRules {
@@ -90,6 +139,11 @@ impl MaskRules {
             fields: Vec::new(),
             delta: Self::OPENAI_DELTA.iter().filter_map(|p| FieldPath::parse(p).ok()).collect(),
             exact: Vec::new(),
+            custom: Vec::new(),
+            key: Vec::new(),
+            headers: Vec::new(),
+            allow: Vec::new(),
+            requests: false,
         }
     }
 
@@ -101,16 +155,3 @@ impl MaskRules {
 
 /// How many values of each kind were masked.
 pub type Counts = BTreeMap<String, u64>;
-
-/// Text that takes the place of a value of `kind` whose last characters are `tail`.
-pub fn replacement(strategy: Strategy, kind: EntityKind, tail: &[u8]) -> Vec<u8> {
-    match strategy {
-        Strategy::KeepLast(n) => {
-            let keep = &tail[tail.len().saturating_sub(n)..];
-            let mut out = b"****".to_vec();
-            out.extend(keep.iter().filter(|b| b.is_ascii_graphic() && !matches!(b, b'"' | b'\\')));
-            out
-        }
-        Strategy::Redact | Strategy::Block => format!("[redacted:{kind}]").into_bytes(),
-    }
-}

@@ -49,11 +49,16 @@ struct Waiting {
 }
 
 /// A string that continues over events.
-#[derive(Default)]
 struct Continued {
     scan: StringScan,
     /// Where the undecided bytes came from: event, slot, length.
     sources: VecDeque<(u64, usize, usize)>,
+}
+
+impl Continued {
+    fn new() -> Self {
+        Self { scan: StringScan::in_json(), sources: VecDeque::new() }
+    }
 }
 
 /// Masks server-sent events.
@@ -175,7 +180,7 @@ impl SseMasker {
             for (slot, delta) in deltas.into_iter().enumerate() {
                 let key = stable_key(&delta.path, &document);
                 event.slots.push(Slot { at: delta.at, content: Vec::new(), open: delta.content.len() });
-                let continued = self.continued.entry(key.clone()).or_default();
+                let continued = self.continued.entry(key.clone()).or_insert_with(Continued::new);
                 continued.sources.push_back((number, slot, delta.content.len()));
                 continued.scan.written.append(&delta.content);
                 touched.push(key);

@@ -1,20 +1,24 @@
 //! Members and items: which are dropped or redacted, and what that does to the commas around them.
 
 use crate::protocol::masking::Blocked;
-use crate::protocol::masking::json::{Container, Expect, JsonMasker, REDACTED_FIELD};
+use crate::protocol::masking::json::{Container, Expect, JsonMasker, REDACTED_FIELD, whole};
 use crate::protocol::masking::path::Step;
 use crate::protocol::masking::rules::FieldAction;
 
 impl JsonMasker {
-    /// A member or item has ended: if it was muted, writing goes on.
-    pub(super) fn unmute_item(&mut self) {
+    /// A member or item has ended: if it was muted, writing goes on, with what takes its place.
+    pub(super) fn unmute_item(&mut self, out: &mut Vec<u8>) -> Result<(), Blocked> {
         if self.muted_at == Some(self.stack.len()) {
             self.muted_at = None;
+            if let Some((action, bytes)) = self.captured.take() {
+                out.extend(whole::instead(action, &bytes, &self.rules, &mut self.counts)?);
+            }
         }
+        Ok(())
     }
 
     pub(super) fn comma(&mut self, out: &mut Vec<u8>) -> Result<(), Blocked> {
-        self.unmute_item();
+        self.unmute_item(out)?;
         match self.stack.last_mut() {
             None => return self.malformed(b","),
             Some(container) if container.object => {
@@ -39,6 +43,10 @@ impl JsonMasker {
         }
         match self.action_here() {
             Some(FieldAction::Block) => Err(Blocked::Forbidden),
+            Some(action @ (FieldAction::Token | FieldAction::Base64)) => {
+                self.capture(action);
+                Ok(())
+            }
             Some(action) => {
                 self.mute(if action == FieldAction::Drop { b"null" } else { REDACTED_FIELD }, out);
                 Ok(())
@@ -51,6 +59,12 @@ impl JsonMasker {
         out.extend(instead);
         self.muted_at = Some(self.stack.len());
         *self.counts.entry("field".into()).or_default() += 1;
+    }
+
+    /// Mutes a value that is replaced once it is whole.
+    fn capture(&mut self, action: FieldAction) {
+        self.muted_at = Some(self.stack.len());
+        self.captured = Some((action, Vec::new()));
     }
 
     pub(super) fn action_here(&self) -> Option<FieldAction> {
@@ -83,9 +97,16 @@ impl JsonMasker {
         self.write(b"\"", out);
         self.drain(true, out)?;
         self.write(b"\"", out);
-        if action == Some(FieldAction::Redact) {
-            out.push(b':');
-            self.mute(REDACTED_FIELD, out);
+        match action {
+            Some(FieldAction::Redact) => {
+                out.push(b':');
+                self.mute(REDACTED_FIELD, out);
+            }
+            Some(action) => {
+                out.push(b':');
+                self.capture(action);
+            }
+            None => {}
         }
         Ok(())
     }
@@ -103,7 +124,7 @@ impl JsonMasker {
         if self.stack.last().is_none_or(|c| c.object != (b == b'}')) {
             return self.malformed(&[b]);
         }
-        self.unmute_item();
+        self.unmute_item(out)?;
         let held = std::mem::take(&mut self.separator);
         let spaces: Vec<u8> = held.into_iter().filter(|b| *b != b',').collect();
         self.write(&spaces, out);
