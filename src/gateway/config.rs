@@ -99,6 +99,9 @@ pub struct RouteConfig {
     pub resource: String,
     /// Where it goes.
     pub upstream: UpstreamConfig,
+    /// Descriptors of the gRPC services behind it, a `FileDescriptorSet`: their messages can be masked.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub descriptors: Option<PathBuf>,
     /// Mask on what comes back.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub mask: Option<String>,

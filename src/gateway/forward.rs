@@ -20,6 +20,7 @@ use crate::gateway::serve::Gateway;
 use crate::gateway::upstream::config::Protocol;
 use crate::gateway::upstream::{Place, Unsent};
 use crate::net::body::{AnyBody, BoxError};
+use crate::protocol::masking::{Blocked, Masker};
 use crate::protocol::txn_token::{self, request_digest};
 use crate::store::entropy;
 
@@ -87,6 +88,60 @@ fn pass(frame: Frame<Bytes>, exchange: &Exchange) -> Result<Frame<Bytes>, BoxErr
     }
 }
 
+/// Masks a request's body before anything else sees it go.
+struct Masked<B> {
+    body: B,
+    /// None once the body has ended.
+    masker: Option<Masker>,
+}
+
+impl<B> Body for Masked<B>
+where
+    B: Body<Data = Bytes> + Unpin,
+    B::Error: Into<BoxError>,
+{
+    type Data = Bytes;
+    type Error = BoxError;
+
+    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
+        loop {
+            let frame = ready!(Pin::new(&mut self.body).poll_frame(cx));
+            let mut out = Vec::new();
+            match frame {
+                // Trailers come behind what is left, and the mask would have to hold them: they stay.
+                None => {
+                    let Some(mut masker) = self.masker.take() else { return Poll::Ready(None) };
+                    masker.finish(&mut out)?;
+                }
+                Some(Err(error)) => return Poll::Ready(Some(Err(error.into()))),
+                Some(Ok(frame)) => {
+                    if let (Ok(chunk), Some(masker)) = (frame.into_data(), &mut self.masker) {
+                        masker.push(&chunk, &mut out)?;
+                    }
+                }
+            }
+            if !out.is_empty() {
+                return Poll::Ready(Some(Ok(Frame::data(out.into()))));
+            }
+        }
+    }
+}
+
+/// The masker of a request towards upstream, where the route's mask says so. A body that it cannot read does not pass.
+fn request_masker(asking: &Asking<'_>, body: &Outgoing) -> Result<Option<Masker>, Refusal> {
+    let Some(rules) = asking.route.mask.as_ref().filter(|rules| rules.requests) else { return Ok(None) };
+    let headers = &asking.request.head.headers;
+    if body.is_empty() {
+        return Ok(None);
+    }
+    let unreadable = |why: Blocked| Refusal::new(415, "unmaskable", format!("this route masks requests: {why}"));
+    if headers.get_all(header::CONTENT_ENCODING).iter().any(|v| v != "identity") {
+        return Err(unreadable(Blocked::Coding));
+    }
+    let kind = headers.get(header::CONTENT_TYPE).and_then(|v| v.to_str().ok()).unwrap_or_default();
+    Masker::for_content_type(rules, kind).map(Some).map_err(unreadable)
+}
+
 /// The body that is forwarded: read whole before, or streaming.
 pub enum Outgoing {
     /// Held for a rule or an approval.
@@ -96,19 +151,26 @@ pub enum Outgoing {
 }
 
 impl Outgoing {
-    fn recorded(self, exchange: &Exchange) -> AnyBody {
-        let exchange = exchange.clone();
-        let empty = match &self {
+    fn is_empty(&self) -> bool {
+        match self {
             Self::Held(bytes) => bytes.is_empty(),
             Self::Streaming(body) => body.is_end_stream(),
-        };
-        if empty {
+        }
+    }
+
+    fn recorded(self, exchange: &Exchange, masker: Option<Masker>) -> AnyBody {
+        let exchange = exchange.clone();
+        if self.is_empty() {
             // Nothing is recorded of it, so nothing can fail.
             let _ = exchange.request_end();
         }
-        match self {
-            Self::Held(bytes) => Recorded { body: Full::new(bytes), exchange }.boxed_unsync(),
-            Self::Streaming(body) => Recorded { body, exchange }.boxed_unsync(),
+        match (self, masker) {
+            (Self::Held(bytes), None) => Recorded { body: Full::new(bytes), exchange }.boxed_unsync(),
+            (Self::Streaming(body), None) => Recorded { body, exchange }.boxed_unsync(),
+            (Self::Held(bytes), masker) => {
+                Recorded { body: Masked { body: Full::new(bytes), masker }, exchange }.boxed_unsync()
+            }
+            (Self::Streaming(body), masker) => Recorded { body: Masked { body, masker }, exchange }.boxed_unsync(),
         }
     }
 }
@@ -145,7 +207,9 @@ impl Gateway {
         *request.headers_mut() = self.headers(asking, &permit, &target)?;
         let (head, ()) = request.into_parts();
         drop(permit);
-        let sending = upstream.send(&head, &target, body.recorded(exchange));
+        let masker = request_masker(asking, &body)?;
+        let body = body.recorded(exchange, masker);
+        let sending = upstream.send(&head, &target, body);
         let answered = tokio::select! {
             biased;
             cut = bounds.over(&self.stores) => return Err(Unanswered { refusal: cut.refusal(), sent: true }),
@@ -184,7 +248,11 @@ impl Gateway {
             rule: permit.verdict().rule().to_owned(),
             policy_version: permit.verdict().policy_version.clone(),
             request_sha256: request_digest(request.method().as_str(), authority, target),
-            body_sha256: asking.body.map(|b| crate::domain::digest::Sha256::of(b)),
+            // What upstream gets of a masked request is another body.
+            body_sha256: asking
+                .body
+                .filter(|_| !asking.route.mask.as_ref().is_some_and(|m| m.requests))
+                .map(|b| crate::domain::digest::Sha256::of(b)),
         };
         let now = self.stores.clock.now();
         let token = txn_token::sign(

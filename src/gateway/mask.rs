@@ -2,13 +2,18 @@
 
 use std::sync::Arc;
 
+use bytes::Bytes;
 use http::response::Parts;
 use http::{HeaderMap, Method, StatusCode, header};
 
 use crate::domain::refusal::Refusal;
+use crate::gateway::bounds::Cut;
+use crate::gateway::grpc_mask::GrpcMasker;
 use crate::gateway::routes::Route;
-use crate::protocol::masking::{self, Blocked, MaskRules, Masker};
-use crate::protocol::operation::calls::{CallGate, ToolCall};
+use crate::gateway::serve::Incoming;
+use crate::net::coding::Decoder;
+use crate::protocol::masking::{self, Blocked, Counts, MaskRules, Masker};
+use crate::protocol::operation::calls::{CallGate, Held, ToolCall};
 
 /// Decides about a tool call in an answer.
 pub type CallJudge = Box<dyn FnMut(&ToolCall) -> Result<(), Refusal> + Send>;
@@ -16,14 +21,102 @@ pub type CallJudge = Box<dyn FnMut(&ToolCall) -> Result<(), Refusal> + Send>;
 /// How a response body is treated.
 #[derive(Default)]
 pub struct Treatment {
+    /// Its coding is undone first.
+    pub decoder: Option<Decoder>,
     /// Tool calls are judged before they pass.
     pub calls: Option<(CallGate, CallJudge)>,
-    /// The body is masked; none: passed by reference.
-    pub masker: Option<Box<Masker>>,
+    /// Then it is masked.
+    pub mask: BodyMask,
     /// Trailers are masked.
     pub trailers: Option<Arc<MaskRules>>,
     /// Trailers that wait for the body's end.
     pub last: Option<HeaderMap>,
+}
+
+/// What masks a body.
+#[derive(Default)]
+pub enum BodyMask {
+    /// Nothing: chunks pass by reference.
+    #[default]
+    None,
+    /// Text of any framing.
+    Text(Box<Masker>),
+    /// Messages of gRPC.
+    Grpc(Box<GrpcMasker>),
+}
+
+impl Treatment {
+    /// Whether the body leaves as it came.
+    pub const fn is_plain(&self) -> bool {
+        self.decoder.is_none() && matches!(self.mask, BodyMask::None)
+    }
+
+    /// What may pass of a chunk.
+    pub fn push(&mut self, chunk: Bytes) -> Result<Bytes, Cut> {
+        let chunk = match &mut self.decoder {
+            Some(decoder) => decoder.push(&chunk).map_err(|_| Cut::Masked)?.into(),
+            None => chunk,
+        };
+        self.read(chunk)
+    }
+
+    fn read(&mut self, chunk: Bytes) -> Result<Bytes, Cut> {
+        let chunk = match &mut self.calls {
+            Some((gate, judge)) => {
+                let mut passed = Vec::new();
+                gate.push(&chunk, &mut passed, &mut **judge).map_err(refused)?;
+                passed.into()
+            }
+            None => chunk,
+        };
+        self.masked(chunk)
+    }
+
+    fn masked(&mut self, chunk: Bytes) -> Result<Bytes, Cut> {
+        let mut out = Vec::with_capacity(chunk.len());
+        match &mut self.mask {
+            BodyMask::None => return Ok(chunk),
+            BodyMask::Text(masker) => masker.push(&chunk, &mut out).map_err(|_| Cut::Masked)?,
+            BodyMask::Grpc(masker) => masker.push(&chunk, &mut out).map_err(|_| Cut::Masked)?,
+        }
+        Ok(out.into())
+    }
+
+    /// What is left once the body has ended.
+    pub fn finish(&mut self) -> Result<Bytes, Cut> {
+        let mut rest = Vec::new();
+        if let Some(decoder) = self.decoder.take() {
+            let last = decoder.finish().map_err(|_| Cut::Masked)?;
+            rest.extend(self.read(last.into())?);
+        }
+        if let Some((gate, judge)) = &mut self.calls {
+            let mut passed = Vec::new();
+            gate.finish(&mut passed, &mut **judge).map_err(refused)?;
+            rest.extend(self.masked(passed.into())?);
+        }
+        match &mut self.mask {
+            BodyMask::None => {}
+            BodyMask::Text(masker) => masker.finish(&mut rest).map_err(|_| Cut::Masked)?,
+            BodyMask::Grpc(masker) => masker.finish().map_err(|_| Cut::Masked)?,
+        }
+        Ok(rest.into())
+    }
+
+    /// What has been masked.
+    pub fn counts(&self) -> Counts {
+        match &self.mask {
+            BodyMask::None => Counts::new(),
+            BodyMask::Text(masker) => masker.counts(),
+            BodyMask::Grpc(masker) => masker.counts().clone(),
+        }
+    }
+}
+
+fn refused(held: Held<Refusal>) -> Cut {
+    match held {
+        Held::Refused(_) => Cut::Denied,
+        Held::TooLong | Held::Unreadable => Cut::Masked,
+    }
 }
 
 /// The mask of a route, with the injected credential among its exact values.
@@ -40,30 +133,58 @@ pub fn rules(route: &Route, secret: Option<&[u8]>) -> Option<Arc<MaskRules>> {
 }
 
 /// Decides by the route's rules and the response's head; `secret` is the injected credential, which must not come back.
-pub fn treatment(route: &Route, method: &Method, parts: &Parts, secret: Option<&[u8]>) -> Result<Treatment, Refusal> {
+pub fn treatment(
+    route: &Route,
+    request: &Incoming,
+    parts: &Parts,
+    secret: Option<&[u8]>,
+) -> Result<Treatment, Refusal> {
     let (status, headers) = (parts.status, &parts.headers);
     if status.is_informational() {
         return Err(Refusal::new(502, "upstream", "the protected service switched protocols, which nobody asked for"));
     }
-    let bodiless = *method == Method::HEAD
+    let bodiless = request.head.method == Method::HEAD
         || matches!(status, StatusCode::NO_CONTENT | StatusCode::NOT_MODIFIED)
         || headers.get(header::CONTENT_LENGTH).is_some_and(|v| v == "0");
     let Some(rules) = rules(route, secret).filter(|_| !bodiless) else { return Ok(Treatment::default()) };
-    if is_coded(headers) {
-        return Err(unreadable(Blocked::Coding));
-    }
+    let decoder = decoder(headers)?;
     if route.mask.is_some() && headers.get_all(header::CONTENT_TYPE).iter().count() > 1 {
         return Err(unreadable(Blocked::ContentType));
     }
     let kind = headers.get(header::CONTENT_TYPE).and_then(|v| v.to_str().ok()).unwrap_or_default();
     let partial = status == StatusCode::PARTIAL_CONTENT;
-    let masker = match &route.mask {
-        None => Ok(credential_alone(&rules, if partial { "" } else { kind })),
-        Some(_) if partial => Err(Blocked::ContentType),
-        Some(_) => Masker::for_content_type(&rules, kind),
+    let mask = match &route.mask {
+        None => BodyMask::Text(Box::new(credential_alone(&rules, if partial { "" } else { kind }))),
+        Some(_) if partial => return Err(unreadable(Blocked::ContentType)),
+        Some(_) => match grpc(route, request, kind, &rules) {
+            Some(masker) => BodyMask::Grpc(Box::new(masker)),
+            None => BodyMask::Text(Box::new(Masker::for_content_type(&rules, kind).map_err(unreadable)?)),
+        },
     };
-    let masker = masker.map_err(unreadable)?;
-    Ok(Treatment { masker: Some(Box::new(masker)), trailers: Some(rules), ..Treatment::default() })
+    Ok(Treatment { decoder, mask, trailers: Some(rules), ..Treatment::default() })
+}
+
+/// A masker of gRPC messages, where the route has descriptors of what it answers with.
+fn grpc(route: &Route, request: &Incoming, kind: &str, rules: &Arc<MaskRules>) -> Option<GrpcMasker> {
+    let essence = kind.split(';').next().unwrap_or_default().trim();
+    let fits = essence == "application/grpc" || essence == "application/grpc+proto";
+    let message = route.descriptors.as_ref().filter(|_| fits)?.output(request.path.as_str())?;
+    Some(GrpcMasker::new(rules.clone(), message))
+}
+
+/// Response headers that the mask names are scanned; what it blocks, or what is no text then, goes.
+pub fn headers(rules: &Arc<MaskRules>, shown: &mut HeaderMap) {
+    for name in &rules.headers {
+        let values: Vec<_> = shown.get_all(name).iter().map(|v| v.as_bytes().to_vec()).collect();
+        let Ok(name) = name.parse::<http::HeaderName>() else { continue };
+        shown.remove(&name);
+        for value in values {
+            let masked = masking::mask_text(rules, &value).ok().map(|(masked, _)| masked);
+            if let Some(value) = masked.and_then(|m| http::HeaderValue::from_bytes(&m).ok()) {
+                shown.append(name.clone(), value);
+            }
+        }
+    }
 }
 
 /// Trailers as the client may see them: a value that the mask blocks, or that is no text, goes.
@@ -87,13 +208,21 @@ fn credential_alone(rules: &Arc<MaskRules>, kind: &str) -> Masker {
     Masker::for_content_type(rules, kind).unwrap_or_else(|_| Masker::bytes(rules.clone()))
 }
 
-/// Whether the body is in a coding: as content, or as a transfer coding besides the framing itself.
-fn is_coded(headers: &HeaderMap) -> bool {
-    let codings = |name, plain: &'static str| {
+/// Undoes the one coding of a body. A transfer coding besides the framing, or several codings, are not undone.
+fn decoder(headers: &HeaderMap) -> Result<Option<Decoder>, Refusal> {
+    let listed = |name| {
         let values = headers.get_all(name).iter().map(|v| v.to_str().unwrap_or("?"));
-        values.flat_map(|v| v.split(',')).any(move |c| !c.trim().eq_ignore_ascii_case(plain))
+        values.flat_map(|v| v.split(',')).map(|c| c.trim().to_ascii_lowercase()).collect::<Vec<_>>()
     };
-    codings(header::CONTENT_ENCODING, "identity") || codings(header::TRANSFER_ENCODING, "chunked")
+    if listed(header::TRANSFER_ENCODING).iter().any(|c| c != "chunked") {
+        return Err(unreadable(Blocked::Coding));
+    }
+    let codings: Vec<String> = listed(header::CONTENT_ENCODING).into_iter().filter(|c| c != "identity").collect();
+    match &codings[..] {
+        [] => Ok(None),
+        [one] => Decoder::new(one).map(Some).ok_or_else(|| unreadable(Blocked::Coding)),
+        _ => Err(unreadable(Blocked::Coding)),
+    }
 }
 
 /// A body that a rule must mask and cannot be read is refused, never passed.

@@ -9,6 +9,7 @@ pub mod config;
 pub mod details;
 pub mod execution;
 pub mod forward;
+pub mod grpc_mask;
 pub mod headers;
 pub mod mask;
 pub mod masks;

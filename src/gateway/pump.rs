@@ -11,15 +11,12 @@ use hyper::body::{Body, Frame};
 use tokio::sync::mpsc;
 use tokio::time::timeout;
 
-use crate::domain::refusal::Refusal;
 use crate::gateway::bounds::{Bounds, Cut};
 use crate::gateway::headers;
 use crate::gateway::mask::{self, Treatment};
 use crate::gateway::record::Exchange;
 use crate::gateway::upstream::Place;
 use crate::net::body::{AnyBody, BoxError};
-use crate::protocol::masking::Masker;
-use crate::protocol::operation::calls::Held;
 use crate::store::Stores;
 
 /// What a client's end of a stream finds when the channel closes.
@@ -36,6 +33,8 @@ pub struct Course {
     pub idle: Duration,
     /// Whether the client reads server-sent events, so that it can be told why they end.
     pub events: bool,
+    /// Whether the answer has no body by its nature, whatever its length is said to be.
+    pub bodiless: bool,
     /// The place at the endpoint, kept to the last byte.
     pub place: Place,
 }
@@ -50,7 +49,7 @@ pub fn start(
     stores: Stores,
 ) -> AnyBody {
     let (sender, receiver) = mpsc::channel(AHEAD);
-    let exact = treatment.masker.is_none().then(|| upstream.size_hint().exact()).flatten();
+    let exact = (treatment.is_plain() && !course.bodiless).then(|| upstream.size_hint().exact()).flatten();
     let end = Arc::new(AtomicU8::new(OPEN));
     tokio::spawn(run(upstream, treatment, exchange, bounds, course, stores, sender, end.clone()));
     ClientEnd { receiver, exact, ended: false, end }.boxed_unsync()
@@ -75,9 +74,7 @@ async fn run(
         done = relay(&mut upstream, &mut treatment, &exchange, course.idle, &client) => done,
         () = client.closed() => Err(Cut::ClientGone),
     };
-    if let Some(masker) = &treatment.masker {
-        exchange.masked(masker.counts());
-    }
+    exchange.masked(treatment.counts());
     match outcome {
         Ok(()) => {
             exchange.seal("complete");
@@ -126,29 +123,11 @@ async fn relay(
             Some(Ok(frame)) => pass(frame, treatment, exchange, client).await?,
         }
     }
-    let mut rest = Bytes::new();
-    if let Some((gate, judge)) = &mut treatment.calls {
-        let mut passed = Vec::new();
-        gate.finish(&mut passed, &mut **judge).map_err(refused)?;
-        rest = passed.into();
-    }
-    if let Some(masker) = &mut treatment.masker {
-        let mut last = Vec::new();
-        masker.push(&rest, &mut last).map_err(|_| Cut::Masked)?;
-        masker.finish(&mut last).map_err(|_| Cut::Masked)?;
-        rest = last.into();
-    }
+    let rest = treatment.finish()?;
     release(rest, exchange, client).await?;
     match treatment.last.take() {
         Some(trailers) => trail(trailers, exchange, client).await,
         None => Ok(()),
-    }
-}
-
-fn refused(held: Held<Refusal>) -> Cut {
-    match held {
-        Held::Refused(_) => Cut::Denied,
-        Held::TooLong | Held::Unreadable => Cut::Masked,
     }
 }
 
@@ -161,15 +140,7 @@ async fn pass(
     match frame.into_data() {
         Ok(chunk) => {
             exchange.upstream_chunk(chunk.len());
-            let mut chunk = chunk;
-            if let Some((gate, judge)) = &mut treatment.calls {
-                let mut passed = Vec::new();
-                gate.push(&chunk, &mut passed, &mut **judge).map_err(refused)?;
-                chunk = passed.into();
-            }
-            if let Some(masker) = &mut treatment.masker {
-                chunk = masked(masker, &chunk)?;
-            }
+            let chunk = treatment.push(chunk)?;
             release(chunk, exchange, client).await
         }
         Err(frame) => {
@@ -182,12 +153,6 @@ async fn pass(
             Ok(())
         }
     }
-}
-
-fn masked(masker: &mut Masker, chunk: &[u8]) -> Result<Bytes, Cut> {
-    let mut out = Vec::with_capacity(chunk.len());
-    masker.push(chunk, &mut out).map_err(|_| Cut::Masked)?;
-    Ok(out.into())
 }
 
 /// Records, then sends: nothing reaches the client that the recording does not have.

@@ -9,6 +9,7 @@ use zeroize::Zeroizing;
 
 use crate::domain::spiffe_id::SpiffeId;
 use crate::gateway::config::{Access, InjectConfig, MaskConfig, OneOrMany, OperationConfig, RecordMode, RouteConfig};
+use crate::gateway::grpc_mask::Descriptors;
 use crate::gateway::masks;
 use crate::gateway::matching::{Matcher, Wanted};
 use crate::gateway::upstream::Upstream;
@@ -49,6 +50,8 @@ pub struct Route {
     pub resource: String,
     /// Where it goes.
     pub upstream: Arc<Upstream>,
+    /// Descriptors of the gRPC services behind it.
+    pub descriptors: Option<Descriptors>,
     /// What is masked.
     pub mask: Option<Arc<MaskRules>>,
     /// Whether exchanges are recorded.
@@ -229,6 +232,8 @@ fn route(
         Upstream::new(&config.upstream, sources.base, sources.own).map_err(|e| bad(format!("upstream: {e}")))?;
     let present = sources.present.into_iter().flat_map(Rules::routes).map(|r| &r.upstream);
     let upstream = present.into_iter().find(|u| u.is_same(&upstream)).cloned().unwrap_or_else(|| Arc::new(upstream));
+    let descriptors = config.descriptors.as_ref().map(|file| Descriptors::read(&sources.base.join(file)));
+    let descriptors = descriptors.transpose().map_err(|e| bad(format!("descriptors: {e}")))?;
     let inject = config.inject.as_ref().map(|i| inject(i, sources.base).map_err(&bad)).transpose()?;
     let operations = config
         .operations
@@ -245,6 +250,7 @@ fn route(
         matcher,
         resource,
         upstream,
+        descriptors,
         mask,
         record: config.record,
         inject,

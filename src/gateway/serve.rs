@@ -18,7 +18,7 @@ use crate::domain::approval::ApprovalState;
 use crate::domain::refusal::Refusal;
 use crate::domain::revocation::RevocationSet;
 use crate::domain::verdict::{Decision, Verdict};
-use crate::gateway::answer::stamp;
+use crate::gateway::answer::{in_grpc, stamp};
 use crate::gateway::approve::{Asking, Permit};
 use crate::gateway::authenticate::{Caller, Demand, Unproved, bad_proof};
 use crate::gateway::authorize;
@@ -119,8 +119,10 @@ pub struct GatewayService(pub Arc<Gateway>);
 impl Serve for GatewayService {
     async fn serve(&self, peer: Arc<Peer>, request: Request<IncomingBody>) -> Response<AnyBody> {
         let request_id = entropy::random_id();
+        let grpc =
+            request.headers().get(header::CONTENT_TYPE).is_some_and(|v| v.as_bytes().starts_with(b"application/grpc"));
         let response = self.0.handle(&peer, request, &request_id).await;
-        stamp(response, &request_id)
+        stamp(if grpc { in_grpc(response) } else { response }, &request_id)
     }
 }
 
@@ -341,7 +343,7 @@ impl Gateway {
             let relay = self.relay(asking, exchange, bounds, place);
             return websocket::open(relay, handshake, &parts.headers, shown, upgraded);
         }
-        let mut treatment = mask::treatment(asking.route, &asking.request.head.method, &parts, secret)?;
+        let mut treatment = mask::treatment(asking.route, asking.request, &parts, secret)?;
         let body = if self.judges_calls(asking) {
             self.gate(asking, &parts, body, &mut treatment).await?
         } else {
@@ -351,10 +353,18 @@ impl Gateway {
             parts.headers.get(header::CONTENT_TYPE).is_some_and(|v| v.as_bytes().starts_with(b"text/event-stream"));
         let masked = asking.route.mask.is_some() || secret.is_some();
         parts.headers = headers::towards_client(&parts.headers, masked, secret);
+        if treatment.decoder.is_some() {
+            parts.headers.remove(header::CONTENT_ENCODING);
+        }
+        if let Some(rules) = &asking.route.mask {
+            mask::headers(rules, &mut parts.headers);
+        }
         parts.version = http::Version::HTTP_11;
         parts.extensions.clear();
         exchange.response_head(parts.status, &parts.headers)?;
-        let course = Course { idle: asking.route.upstream.idle(), events, place };
+        let bodiless = asking.request.head.method == Method::HEAD
+            || matches!(parts.status, StatusCode::NO_CONTENT | StatusCode::NOT_MODIFIED);
+        let course = Course { idle: asking.route.upstream.idle(), events, bodiless, place };
         let body = pump::start(body, treatment, exchange.clone(), bounds, course, self.stores.clone());
         Ok(Response::from_parts(parts, body))
     }

@@ -1,6 +1,7 @@
 //! Sockets: TLS, listeners, draining, bodies, problem documents. Knows the words and nothing of the planes.
 
 pub mod body;
+pub mod coding;
 pub mod fetch;
 pub mod files;
 pub mod h2_authority;

@@ -19,6 +19,7 @@ mod grants;
 mod host;
 mod interop;
 mod issuer;
+mod masks;
 mod oauth_interop;
 mod operator;
 mod proofs;

@@ -30,18 +30,18 @@ use tonic_reflection::pb::v1::{ServerReflectionRequest, server_reflection_reques
 
 use crate::world::{Client, SOLVER, Service, respond};
 
-fn route(name: &str, path: &str, upstream: &str, more: &str) -> String {
+pub fn route(name: &str, path: &str, upstream: &str, more: &str) -> String {
     format!(
         "[[route]]\nname = \"{name}\"\nmatch = {{ path = \"{path}/**\" }}\nresource = \"{path}\"\nupstream = {{ {upstream} }}\n{more}\n"
     )
 }
 
-fn operation(name: &str, matcher: &str, more: &str) -> String {
+pub fn operation(name: &str, matcher: &str, more: &str) -> String {
     format!("[[route.operation]]\nname = \"{name}\"\nmatch = \"{matcher}\"\nobject = \"/it\"\n{more}\n")
 }
 
 /// A gRPC server of tonic: unary and streaming calls, in the clear with prior knowledge.
-async fn grpc_server() -> (String, tokio::sync::watch::Sender<bool>) {
+pub async fn grpc_server() -> (String, tokio::sync::watch::Sender<bool>) {
     let (reporter, health) = tonic_health::server::health_reporter();
     reporter.set_service_status("tot", tonic_health::ServingStatus::Serving).await;
     let reflection = tonic_reflection::server::Builder::configure()
@@ -58,14 +58,14 @@ async fn grpc_server() -> (String, tokio::sync::watch::Sender<bool>) {
 
 /// What tonic's clients call through: it proves each request.
 #[derive(Clone)]
-struct Proving {
+pub struct Proving {
     session: Arc<Session>,
     origin: String,
     http: Legacy<hyper_rustls::HttpsConnector<HttpConnector>, tonic::body::Body>,
 }
 
 impl Proving {
-    async fn new(solver: &Client, service: &Service) -> Self {
+    pub async fn new(solver: &Client, service: &Service) -> Self {
         let tls = solver.session.identity().tls(false).expect("TLS");
         let connector = HttpsConnectorBuilder::new().with_tls_config(tls).https_only().enable_http2().build();
         let http = Legacy::builder(TokioExecutor::new()).http2_only(true).build(connector);
@@ -330,7 +330,7 @@ async fn each_message_is_judged_where_the_operation_says_so() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn messages_to_the_client_are_masked_and_what_cannot_be_is_not_sent() {
+async fn case_39_messages_to_the_client_are_masked_whole_without_compression_and_what_cannot_be_is_not_sent() {
     let upstream = echo().await;
     let service = Service::start_routes(&socket_routes(&upstream), &SOCKETS, &[]).await;
     let solver = service.solver().await;
@@ -338,6 +338,19 @@ async fn messages_to_the_client_are_masked_and_what_cannot_be_is_not_sent() {
     let mut open = socket(&solver, &url).await;
     assert_eq!(said(&mut open, "\"card\"").await, Message::text("{\"card\":\"[redacted:card]\"}"));
     assert_eq!(said(&mut open, "to ada@example.org").await, Message::text("to [redacted:email]"));
+    // In fragments, with a ping between them.
+    use tokio_tungstenite::tungstenite::protocol::frame::Frame as Piece;
+    use tokio_tungstenite::tungstenite::protocol::frame::coding::{Data, OpCode};
+    let piece = |text: &'static str, code, last| Message::Frame(Piece::message(text, OpCode::Data(code), last));
+    open.send(piece("to ada@exam", Data::Text, false)).await.expect("sends");
+    open.send(Message::Ping(Bytes::new())).await.expect("sends");
+    open.send(piece("ple.org", Data::Continue, true)).await.expect("sends");
+    loop {
+        match open.next().await.expect("an answer").expect("a message") {
+            Message::Pong(_) => {}
+            message => break assert_eq!(message, Message::text("to [redacted:email]")),
+        }
+    }
     let (code, reason) = closed_with(&said(&mut open, "\"binary\"").await);
     assert_eq!((code, reason.as_str()), (1008, "masked"));
 }
@@ -436,7 +449,7 @@ async fn range_and_head_pass_where_nothing_is_masked() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn trailers_pass_both_ways_without_what_they_may_not_carry() {
+async fn case_35_trailers_pass_both_ways_masked_and_without_what_they_may_not_carry() {
     // An upstream that tells the trailers it got in its own.
     let listener = TcpListener::bind("127.0.0.1:0").await.expect("binds");
     let address = listener.local_addr().expect("bound").to_string();

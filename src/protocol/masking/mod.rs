@@ -4,6 +4,7 @@
 //! Only bytes that no live match can still include are released, and no timer ever flushes an undecided
 //! tail. Pure: bytes in, bytes out.
 
+pub mod charset;
 pub mod custom;
 pub mod detect;
 mod escape;
@@ -11,6 +12,7 @@ mod fold;
 mod inner;
 pub mod json;
 pub mod logical;
+mod multipart;
 pub mod path;
 pub mod rules;
 pub mod secrets;
@@ -19,6 +21,8 @@ pub mod text;
 mod token;
 
 use std::sync::Arc;
+
+use crate::protocol::masking::charset::{Charset, Transcoder};
 
 pub use rules::{Counts, EntityKind, FieldAction, FieldRule, Label, MaskRules, Strategy};
 
@@ -44,7 +48,9 @@ pub enum Blocked {
 /// A masker for one body.
 pub struct Masker {
     framing: Framing,
-    /// The body's first bytes, until they show that it is text.
+    charset: Charset,
+    transcoder: Transcoder,
+    /// The body's first bytes, until they show how it is coded.
     front: Vec<u8>,
     /// Whether they have.
     begun: bool,
@@ -55,46 +61,67 @@ enum Framing {
     Json(json::JsonMasker),
     /// `text/event-stream`.
     Sse(Box<sse::SseMasker>),
+    /// `multipart/…`.
+    Multipart(Box<multipart::MultipartMasker>),
     /// Other text.
     Text(text::TextMasker),
+    /// A type that the mask lets pass.
+    Allowed(Counts),
 }
+
+/// How many of the first bytes show it.
+const FRONT: usize = 4;
+/// The byte order mark in UTF-8.
+const MARK: &[u8] = b"\xef\xbb\xbf";
 
 impl Masker {
     /// Chooses the framing by content type; what no layer can read is blocked.
     pub fn for_content_type(rules: &Arc<MaskRules>, content_type: &str) -> Result<Self, Blocked> {
         let mut parts = content_type.split(';').map(str::trim);
         let essence = parts.next().unwrap_or_default().to_ascii_lowercase();
+        let mut charset = Charset::Utf8;
         for parameter in parts {
-            check_charset(parameter)?;
+            if let Some((name, value)) = parameter.split_once('=')
+                && name.trim().eq_ignore_ascii_case("charset")
+            {
+                charset = Charset::named(value.trim().trim_matches('"')).ok_or(Blocked::Charset)?;
+            }
         }
         let json = matches!(
             essence.as_str(),
             "application/json" | "text/json" | "application/x-ndjson" | "application/ndjson" | "application/jsonl"
         ) || (essence.starts_with("application/") && essence.ends_with("+json"));
-        let framing = if json {
+        let framing = if rules.allow.contains(&essence) {
+            Framing::Allowed(Counts::new())
+        } else if json {
             Framing::Json(json::JsonMasker::new(rules.clone()))
         } else if essence == "text/event-stream" {
             Framing::Sse(Box::new(sse::SseMasker::new(rules.clone())))
+        } else if let Some(boundary) = multipart::boundary(content_type) {
+            Framing::Multipart(Box::new(multipart::MultipartMasker::new(rules.clone(), &boundary)))
         } else if essence.starts_with("text/") {
             Framing::Text(text::TextMasker::new(rules.clone()))
         } else {
             return Err(Blocked::ContentType);
         };
-        Ok(Self { framing, front: Vec::new(), begun: false })
+        let begun = matches!(framing, Framing::Allowed(_) | Framing::Multipart(_));
+        Ok(Self { framing, charset, transcoder: Transcoder::new(Charset::Utf8), front: Vec::new(), begun })
     }
 
     /// Scans bytes of any kind as one text, whatever they are.
     pub fn bytes(rules: Arc<MaskRules>) -> Self {
-        Self { framing: Framing::Text(text::TextMasker::new(rules)), front: Vec::new(), begun: true }
+        let framing = Framing::Text(text::TextMasker::new(rules));
+        let transcoder = Transcoder::new(Charset::Utf8);
+        Self { framing, charset: Charset::Utf8, transcoder, front: Vec::new(), begun: true }
     }
 
     /// Takes a chunk and appends what may be released.
     pub fn push(&mut self, chunk: &[u8], out: &mut Vec<u8>) -> Result<(), Blocked> {
         if self.begun {
-            return self.framing.push(chunk, out);
+            return self.pass(chunk, out);
         }
         self.front.extend_from_slice(chunk);
-        if self.front.len() < 2 { Ok(()) } else { self.begin(out) }
+        if self.front.len() < FRONT { Ok(()) } else { self.begin(out) }
     }
 
     /// The body has ended: decides and releases the rest.
@@ -102,14 +129,54 @@ impl Masker {
         if !self.begun {
             self.begin(out)?;
         }
-        self.framing.finish(out)
+        if self.transcoder.is_plain() {
+            return self.framing.finish(out);
+        }
+        let mut masked = Vec::new();
+        self.framing.finish(&mut masked)?;
+        self.transcoder.write(&masked, out)?;
+        self.transcoder.end()
     }
 
     fn begin(&mut self, out: &mut Vec<u8>) -> Result<(), Blocked> {
-        check_front(&self.front)?;
+        if matches!(&self.front[..], [0x1f, 0x8b, ..] | [0x28, 0xb5, ..]) {
+            return Err(Blocked::Coding);
+        }
         self.begun = true;
+        self.transcoder = Transcoder::new(self.charset.seen(&self.front));
         let front = std::mem::take(&mut self.front);
-        self.framing.push(&front, out)
+        let (mut decoded, events) = (Vec::new(), matches!(self.framing, Framing::Sse(_)));
+        let mut text = &front[..];
+        if !self.transcoder.is_plain() {
+            self.transcoder.read(text, &mut decoded)?;
+            text = &decoded;
+        }
+        // A mark before events is theirs.
+        if let Some(rest) = text.strip_prefix(MARK).filter(|_| !events) {
+            self.release(MARK, out)?;
+            text = rest;
+        }
+        let mut masked = Vec::new();
+        self.framing.push(text, &mut masked)?;
+        self.release(&masked, out)
+    }
+
+    fn release(&mut self, text: &[u8], out: &mut Vec<u8>) -> Result<(), Blocked> {
+        if self.transcoder.is_plain() {
+            out.extend(text);
+            return Ok(());
+        }
+        self.transcoder.write(text, out)
+    }
+
+    fn pass(&mut self, chunk: &[u8], out: &mut Vec<u8>) -> Result<(), Blocked> {
+        if self.transcoder.is_plain() {
+            return self.framing.push(chunk, out);
+        }
+        let (mut text, mut masked) = (Vec::new(), Vec::new());
+        self.transcoder.read(chunk, &mut text)?;
+        self.framing.push(&text, &mut masked)?;
+        self.transcoder.write(&masked, out)
     }
 
     /// What has been masked so far.
@@ -117,7 +184,9 @@ impl Masker {
         match &self.framing {
             Framing::Json(m) => m.counts().clone(),
             Framing::Sse(m) => m.counts().clone(),
+            Framing::Multipart(m) => m.counts().clone(),
             Framing::Text(m) => m.counts().clone(),
+            Framing::Allowed(none) => none.clone(),
         }
     }
 }
@@ -127,7 +196,12 @@ impl Framing {
         match self {
             Self::Json(m) => m.push(chunk, out),
             Self::Sse(m) => m.push(chunk, out),
+            Self::Multipart(m) => m.push(chunk, out),
             Self::Text(m) => m.push(chunk, out),
+            Self::Allowed(_) => {
+                out.extend(chunk);
+                Ok(())
+            }
         }
     }
 
@@ -135,28 +209,10 @@ impl Framing {
         match self {
             Self::Json(m) => m.finish(out),
             Self::Sse(m) => m.finish(out),
+            Self::Multipart(m) => m.finish(out),
             Self::Text(m) => m.finish(out),
+            Self::Allowed(_) => Ok(()),
         }
-    }
-}
-
-/// What no text in UTF-8 begins with: UTF-16 with its mark or of Latin letters, gzip, zstd. Readers that look at the first
-/// bytes would decode it, and the mask does not.
-fn check_front(front: &[u8]) -> Result<(), Blocked> {
-    match front {
-        [0xfe, 0xff, ..] | [0xff, 0xfe, ..] | [0, ..] | [_, 0, ..] => Err(Blocked::Charset),
-        [0x1f, 0x8b, ..] | [0x28, 0xb5, ..] => Err(Blocked::Coding),
-        _ => Ok(()),
-    }
-}
-
-fn check_charset(parameter: &str) -> Result<(), Blocked> {
-    match parameter.split_once('=') {
-        Some((name, value)) if name.trim().eq_ignore_ascii_case("charset") => {
-            let value = value.trim().trim_matches('"').to_ascii_lowercase();
-            matches!(value.as_str(), "utf-8" | "utf8" | "us-ascii").then_some(()).ok_or(Blocked::Charset)
-        }
-        _ => Ok(()),
     }
 }
 
@@ -170,6 +226,15 @@ pub fn mask_counting(rules: &Arc<MaskRules>, content_type: &str, body: &[u8]) ->
     let mut masker = Masker::for_content_type(rules, content_type)?;
     let mut out = Vec::new();
     masker.push(body, &mut out)?;
+    masker.finish(&mut out)?;
+    Ok((out, masker.counts()))
+}
+
+/// Masks one string: what its bytes are is not asked.
+pub fn mask_text(rules: &Arc<MaskRules>, text: &[u8]) -> Result<(Vec<u8>, Counts), Blocked> {
+    let mut masker = Masker::bytes(rules.clone());
+    let mut out = Vec::new();
+    masker.push(text, &mut out)?;
     masker.finish(&mut out)?;
     Ok((out, masker.counts()))
 }

@@ -19,7 +19,13 @@ const JSON: &str = "application/json";
 const SSE: &str = "text/event-stream";
 
 fn rules() -> Arc<MaskRules> {
-    Arc::new(MaskRules::detecting(&[EntityKind::Email, EntityKind::Card, EntityKind::Secret]))
+    Arc::new(MaskRules::detecting(&[
+        EntityKind::Email,
+        EntityKind::Card,
+        EntityKind::Secret,
+        EntityKind::Ssn,
+        EntityKind::Iban,
+    ]))
 }
 
 fn with_field(path: &str, action: FieldAction) -> Arc<MaskRules> {
@@ -84,28 +90,312 @@ fn other_shapes_of_deltas_are_joined_where_a_mask_names_them() {
 }
 
 #[test]
-fn what_begins_as_no_text_does_is_blocked_however_it_comes() {
+fn case_28_what_begins_as_coded_bytes_do_is_blocked_however_it_comes() {
     let rules = rules();
-    for (body, blocked) in [
-        (&b"\xff\xfea\0d\0a\0"[..], Blocked::Charset),
-        (b"\xfe\xff\0a\0d", Blocked::Charset),
-        (b"\0<\0x", Blocked::Charset),
-        (b"<\0x\0", Blocked::Charset),
-        (b"\x1f\x8b\x08\0", Blocked::Coding),
-        (b"\x28\xb5\x2f\xfd", Blocked::Coding),
-    ] {
+    for body in [&b"\x1f\x8b\x08\0"[..], b"\x28\xb5\x2f\xfd"] {
         for kind in ["text/plain", "application/json", "text/event-stream"] {
-            assert_eq!(mask_whole(&rules, kind, body), Err(blocked), "{kind} {body:?}");
+            assert_eq!(mask_whole(&rules, kind, body), Err(Blocked::Coding), "{kind} {body:?}");
             let mut masker = Masker::for_content_type(&rules, kind).expect("a type that masks read");
             let mut out = Vec::new();
-            assert_eq!(masker.push(&body[..1], &mut out), Ok(()));
-            assert_eq!(masker.push(&body[1..], &mut out), Err(blocked));
+            assert_eq!(masker.push(&body[..3], &mut out), Ok(()));
+            assert_eq!(masker.push(&body[3..], &mut out), Err(Blocked::Coding));
             assert!(out.is_empty());
         }
     }
     for short in [&b""[..], b"{", b"\xc3"] {
         assert_eq!(mask_whole(&rules, "text/plain", short), Ok(short.to_vec()), "{short:?}");
     }
+}
+
+#[test]
+fn case_12_13_digits_of_other_scripts_are_digits() {
+    let wide: String = CARD.chars().map(|c| char::from_u32(u32::from(c) - 0x30 + 0xFF10).expect("a digit")).collect();
+    let arabic: String = CARD.chars().map(|c| char::from_u32(u32::from(c) - 0x30 + 0x0660).expect("a digit")).collect();
+    for digits in [wide, arabic] {
+        assert_any_chunking(JSON, &format!("{{\"é\":\"x {digits} ü\"}}"), "{\"é\":\"x [redacted:card] ü\"}");
+        assert_any_chunking("text/plain", &format!("ü {digits}."), "ü [redacted:card].");
+        assert_any_chunking(SSE, &format!("data: {digits}\n\n"), "data: [redacted:card]\n\n");
+    }
+    assert_any_chunking("text/plain", "ada＠example．org!", "[redacted:email]!");
+}
+
+#[test]
+fn case_14_what_has_no_width_hides_nothing_and_stays_elsewhere() {
+    for hidden in ["\u{200b}", "\u{ad}", "\u{feff}", "\u{2060}"] {
+        let split = format!("4111{hidden}1111{hidden}11111111");
+        assert_any_chunking("text/plain", &format!("pay {split} now"), "pay [redacted:card] now");
+        assert_any_chunking("text/plain", &format!("a{hidden}da@exam{hidden}ple.org"), "[redacted:email]");
+    }
+    assert_any_chunking(JSON, r#"{"a":"4111\u200b111111111111"}"#, r#"{"a":"[redacted:card]"}"#);
+    let family = "👩\u{200d}👩\u{200d}👧 and a so\u{ad}ft hy\u{ad}phen\u{200b}";
+    assert_any_chunking("text/plain", family, family);
+    assert_any_chunking(JSON, &format!("[\"{family}\",\"\u{200b}\"]"), &format!("[\"{family}\",\"\u{200b}\"]"));
+    let joined = delta(0, "👩\u{200d}") + &delta(0, "\u{200d}") + &delta(0, "👧.");
+    let masked = whole(&rules(), SSE, &joined);
+    let content =
+        |events: &str| events.split("content\":\"").skip(1).filter_map(|e| e.split('"').next()).collect::<String>();
+    assert_eq!(content(&masked), content(&joined));
+}
+
+#[test]
+fn case_15_other_separators_separate() {
+    for between in ["\u{a0}", "–", "\u{2011}", "\u{202f}"] {
+        let split = ["4111", "1111", "1111", "1111"].join(between);
+        assert_any_chunking("text/plain", &format!("{split} x"), "[redacted:card] x");
+    }
+    assert_any_chunking("text/plain", "123–45–6789", "[redacted:ssn]");
+}
+
+#[test]
+fn case_17_a_card_in_scientific_notation_is_masked_by_its_path_and_missed_by_detectors() {
+    let body = r#"{"card":4.111111111111111e15}"#;
+    assert_any_chunking(JSON, body, body);
+    let by_path = whole(&with_field("$.card", FieldAction::Redact), JSON, body);
+    assert_eq!(by_path, r#"{"card":"[redacted:field]"}"#);
+}
+
+#[test]
+fn case_19_every_one_of_several_members_of_one_name_is_masked() {
+    let body = format!(r#"{{"a":"{EMAIL}","a":"{CARD}","b":1,"a":{{"x":"{EMAIL}"}}}}"#);
+    assert_any_chunking(
+        JSON,
+        &body,
+        r#"{"a":"[redacted:email]","a":"[redacted:card]","b":1,"a":{"x":"[redacted:email]"}}"#,
+    );
+    let by_path = whole(&with_field("$.a", FieldAction::Redact), JSON, &body);
+    assert_eq!(by_path, r#"{"a":"[redacted:field]","a":"[redacted:field]","b":1,"a":"[redacted:field]"}"#);
+}
+
+#[test]
+fn case_21_json_in_a_json_string_is_masked_and_stays_json() {
+    let inner = format!(r#"{{\"to\":\"{EMAIL}\",\"card\":{CARD},\"list\":[{CARD},\"a \\\" {CARD}\"]}}"#);
+    let want = r#"{\"to\":\"[redacted:email]\",\"card\":\"[redacted:card]\",\"list\":[\"[redacted:card]\",\"a \\\" [redacted:card]\"]}"#;
+    assert_any_chunking(JSON, &format!(r#"{{"arguments":"{inner}"}}"#), &format!(r#"{{"arguments":"{want}"}}"#));
+    let document: serde_json::Value =
+        serde_json::from_str(&whole(&rules(), JSON, &format!(r#"{{"arguments":"{inner}"}}"#))).expect("JSON");
+    serde_json::from_str::<serde_json::Value>(document["arguments"].as_str().expect("text")).expect("JSON inside");
+    let fragment = |text: &str| {
+        format!(
+            "data: {{\"choices\":[{{\"index\":0,\"delta\":{{\"tool_calls\":[{{\"index\":0,\"function\":{{\"arguments\":\"{text}\"}}}}]}}}}]}}\n\n"
+        )
+    };
+    let body = fragment(r#"{\"card\":41111111"#) + &fragment("11111111}");
+    let want = fragment(r#"{\"card\":"#) + &fragment(r#"\"[redacted:card]\"}"#);
+    assert_any_chunking(SSE, &body, &want);
+}
+
+fn utf16(text: &str, big: bool, mark: bool) -> Vec<u8> {
+    let units = mark.then_some(0xFEFF).into_iter().chain(text.encode_utf16());
+    units.flat_map(|u| if big { u.to_be_bytes() } else { u.to_le_bytes() }).collect()
+}
+
+#[test]
+fn case_30_utf_16_is_read_and_written_with_and_without_its_mark() {
+    let (body, want) = (format!(r#"{{"é":"{EMAIL} 😀"}}"#), r#"{"é":"[redacted:email] 😀"}"#);
+    for (big, mark, kind) in [
+        (true, true, "application/json; charset=utf-16"),
+        (false, true, "application/json; charset=utf-16"),
+        (true, false, "application/json; charset=utf-16be"),
+        (false, false, "application/json; charset=utf-16le"),
+        (true, false, "application/json"),
+        (false, false, "application/json"),
+        (false, true, "text/plain"),
+    ] {
+        let (sent, wanted) = (utf16(&body, big, mark), utf16(want, big, mark));
+        assert_eq!(mask_whole(&rules(), kind, &sent).as_ref(), Ok(&wanted), "{kind} {big} {mark}");
+        for cut in 0..sent.len() {
+            assert_eq!(chunked(&rules(), kind, &sent, &[cut]), wanted, "{kind} cut at {cut}");
+        }
+    }
+    for bad in [&utf16("{}", true, true)[..5], &[0xfe, 0xff, 0xd8, 0, 0, b'a']] {
+        assert_eq!(mask_whole(&rules(), JSON, bad), Err(Blocked::Charset), "{bad:?}");
+    }
+}
+
+#[test]
+fn case_31_other_bytes_near_a_match_stay_as_they_are() {
+    let latin: Vec<u8> = [&b"Gr\xfc\xdfe an "[..], EMAIL.as_bytes(), b" \xe9"].concat();
+    let want: Vec<u8> = [&b"Gr\xfc\xdfe an [redacted:email] \xe9"[..]].concat();
+    for kind in ["text/plain; charset=iso-8859-1", "text/plain; charset=windows-1252", "text/plain"] {
+        for cut in 0..latin.len() {
+            assert_eq!(chunked(&rules(), kind, &latin, &[cut]), want, "{kind} cut at {cut}");
+        }
+    }
+    let spaced: Vec<u8> = CARD.as_bytes().chunks(4).collect::<Vec<_>>().join(&b"\xa0"[..]);
+    let masked = mask_whole(&rules(), "text/plain; charset=latin1", &spaced);
+    assert_eq!(masked.as_deref(), Ok(&b"[redacted:card]"[..]), "its no-break space is one");
+    let broken = [&b"\xf0\x9f"[..], EMAIL.as_bytes(), b"\xc3"].concat();
+    assert_eq!(mask_whole(&rules(), "text/plain", &broken), Ok(b"\xf0\x9f[redacted:email]\xc3".to_vec()));
+}
+
+#[test]
+fn case_37_base64_is_scanned_where_a_rule_says_so_one_level_deep() {
+    use base64::Engine as _;
+    use base64::prelude::{BASE64_STANDARD, BASE64_URL_SAFE_NO_PAD};
+    let rules = with_field("$.data", FieldAction::Base64);
+    let (secret, clean) = (format!("{{\"to\":\"{EMAIL}\"}} "), r#"{"to":"[redacted:email]"} "#);
+    let wrap = |data: &str| format!(r#"{{"data":"{data}","n":1}}"#);
+    for (data, want) in [
+        (BASE64_STANDARD.encode(&secret), BASE64_STANDARD.encode(clean)),
+        (BASE64_URL_SAFE_NO_PAD.encode(&secret), BASE64_URL_SAFE_NO_PAD.encode(clean)),
+        (
+            format!("data:application/json;base64,{}", BASE64_STANDARD.encode(&secret)),
+            format!("data:application/json;base64,{}", BASE64_STANDARD.encode(clean)),
+        ),
+    ] {
+        assert_eq!(whole(&rules, JSON, &wrap(&data)), wrap(&want));
+    }
+    for bad in ["not base64 at all", "data:image/png;base64,iVBORw0KGgo=", "data:,plain"] {
+        assert!(mask_whole(&rules, JSON, wrap(bad).as_bytes()).is_err(), "{bad}");
+    }
+    assert_eq!(whole(&rules, JSON, &format!(r#"{{"data":["{EMAIL}"]}}"#)), r#"{"data":["[redacted:email]"]}"#);
+    let within = BASE64_STANDARD.encode(BASE64_STANDARD.encode(&secret));
+    assert_eq!(whole(&rules, JSON, &wrap(&within)), wrap(&within), "a second level is not looked for");
+}
+
+#[test]
+fn a_byte_order_mark_before_json_is_none_of_its_own() {
+    assert_any_chunking(JSON, &format!("\u{feff}{{\"a\":\"{EMAIL}\"}}"), "\u{feff}{\"a\":\"[redacted:email]\"}");
+    let dropped = whole(&with_field("$.a", FieldAction::Drop), JSON, "\u{feff}{\"a\":1,\"b\":2}");
+    assert_eq!(dropped, "\u{feff}{\"b\":2}");
+}
+
+#[test]
+fn account_and_security_numbers_are_found_in_their_forms_alone() {
+    for (text, want) in [
+        ("DE89370400440532013000", "[redacted:iban]"),
+        ("to GB82 WEST 1234 5698 7654 32, please", "to [redacted:iban], please"),
+        ("NO93 8601 1117 947", "[redacted:iban]"),
+        ("DE89370400440532013001", "DE89370400440532013001"),
+        ("XX89370400440532013000", "XX89370400440532013000"),
+        ("ADE89370400440532013000", "ADE89370400440532013000"),
+        ("DE893704004405320130001", "DE893704004405320130001"),
+        ("SSN 123-45-6789.", "SSN [redacted:ssn]."),
+        ("123 45 6789", "[redacted:ssn]"),
+        ("123-45 6789", "123-45 6789"),
+        ("000-45-6789 666-45-6789 900-45-6789", "000-45-6789 666-45-6789 900-45-6789"),
+        ("123-00-6789 123-45-0000 1123-45-6789 123-45-67890", "123-00-6789 123-45-0000 1123-45-6789 123-45-67890"),
+        ("2024-01-2345 555-1234", "2024-01-2345 555-1234"),
+    ] {
+        assert_any_chunking("text/plain", text, want);
+    }
+}
+
+fn with(kinds: &[EntityKind], change: impl FnOnce(&mut MaskRules)) -> Arc<MaskRules> {
+    let mut rules = MaskRules::detecting(kinds);
+    change(&mut rules);
+    Arc::new(rules)
+}
+
+/// Like [`assert_any_chunking`], for other rules.
+fn assert_any_cut(rules: &Arc<MaskRules>, kind: &str, body: &str, want: &str) {
+    assert_eq!(whole(rules, kind, body), want);
+    for cut in 0..=body.len() {
+        assert_eq!(String::from_utf8_lossy(&chunked(rules, kind, body.as_bytes(), &[cut])), want, "cut at {cut}");
+    }
+    let every: Vec<usize> = (1..body.len()).collect();
+    assert_eq!(String::from_utf8_lossy(&chunked(rules, kind, body.as_bytes(), &every)), want, "byte by byte");
+}
+
+#[test]
+fn what_nothing_cheap_finds_is_found_where_it_is_asked_for() {
+    let all = with(&[EntityKind::Phone, EntityKind::Ip, EntityKind::Base58], |rules| {
+        rules.custom.push(custom::Custom::pattern("staff", "E-[0-9]{4}").expect("a pattern"));
+        rules.custom.push(custom::Custom::list("name", &["Ada Lovelace".into()]).expect("a name"));
+    });
+    for (text, want) in [
+        ("call +49 (30) 901820, ok", "call [redacted:phone], ok"),
+        ("+1-202-555-0143", "[redacted:phone]"),
+        ("1+12345678 and +123", "1+12345678 and +123"),
+        ("at 192.168.0.1, or 2001:db8::1.", "at [redacted:ip], or [redacted:ip]."),
+        ("version 1.2.3 at 12:30:45", "version 1.2.3 at 12:30:45"),
+        ("1BvBMSEYstWetqTFn5Au4m4GFg7xJaNVN2 x", "[redacted:base58] x"),
+        ("ADA lovelace has E-1234, not E-12345.", "[redacted:name] has [redacted:staff], not E-12345."),
+    ] {
+        assert_any_cut(&all, "text/plain", text, want);
+    }
+}
+
+#[test]
+fn tokens_are_the_same_for_the_same_value_and_for_one_key() {
+    let token = |key: &str| {
+        with(&[EntityKind::Card, EntityKind::Email, EntityKind::Secret], |rules| {
+            rules.strategy = Strategy::Token;
+            rules.key = key.as_bytes().to_vec();
+        })
+    };
+    let (one, other) = (token("one"), token("other"));
+    let spelt = whole(&one, "text/plain", &format!("{CARD} {SPACED} {EMAIL} Ada.Lovelace@Example.ORG {KEY}"));
+    let words: Vec<&str> = spelt.split(' ').collect();
+    assert_eq!((words[0], words[2]), (words[1], words[3]), "{spelt}");
+    assert!(words[0].starts_with("[card:") && words[0].len() == "[card:]".len() + 16, "{spelt}");
+    assert!(words[4].starts_with("[secret:"), "{spelt}");
+    assert_ne!(whole(&other, "text/plain", CARD), words[0]);
+    assert_any_cut(&one, "text/plain", &format!("a {KEY} b"), &format!("a {} b", words[4]));
+    let fields = with(&[], |rules| {
+        rules.key = b"one".to_vec();
+        rules.fields.push(FieldRule { path: FieldPath::parse("$..id").expect("a path"), action: FieldAction::Token });
+    });
+    let masked = whole(&fields, JSON, r#"{"id":"a","b":{"id":"a","c":[{"id":17}]},"id":null}"#);
+    let document: serde_json::Value = serde_json::from_str(&masked).expect("JSON");
+    assert!(document["b"]["id"].as_str().expect("text").starts_with("[field:"), "{masked}");
+    assert_ne!(document["b"]["id"], document["b"]["c"][0]["id"]);
+    assert!(masked.ends_with("\"id\":null}"), "{masked}");
+}
+
+#[test]
+fn a_token_of_the_same_form_keeps_the_form_and_nothing_else() {
+    let rules = with(&[EntityKind::Card, EntityKind::Email, EntityKind::Ssn], |rules| {
+        rules.strategy = Strategy::Format;
+        rules.key = b"key".to_vec();
+    });
+    for value in [CARD, SPACED, EMAIL, "123-45-6789"] {
+        let made = whole(&rules, "text/plain", value);
+        let form = |text: &str| -> Vec<char> {
+            let class = |c: char| match c {
+                '0'..='9' => '9',
+                'a'..='z' => 'a',
+                'A'..='Z' => 'A',
+                other => other,
+            };
+            text.chars().map(class).collect()
+        };
+        assert_eq!(form(&made), form(value));
+        assert_ne!(made, value);
+        assert_eq!(made, whole(&rules, "text/plain", value));
+    }
+}
+
+#[test]
+fn parts_of_a_multipart_body_are_masked_as_what_they_are() {
+    let kind = "multipart/form-data; boundary=\"xx\"";
+    let body = format!(
+        "--xx\r\nContent-Disposition: form-data; name=\"a\"; filename=\"{EMAIL}\"\r\nContent-Type: application/json\r\n\r\n{{\"card\":{CARD}}}\r\n--xx\r\n\r\nto {EMAIL}\r\n--xx--\r\n"
+    );
+    let want = "--xx\r\nContent-Disposition: form-data; name=\"a\"; filename=\"[redacted:email]\"\r\nContent-Type: application/json\r\n\r\n{\"card\":\"[redacted:card]\"}\r\n--xx\r\n\r\nto [redacted:email]\r\n--xx--\r\n";
+    assert_any_chunking(kind, &body, want);
+    for bad in [
+        "--xx\r\nContent-Transfer-Encoding: base64\r\n\r\nYQ==\r\n--xx--",
+        "--xx\r\nContent-Type: application/octet-stream\r\n\r\na\r\n--xx--",
+        "--xx\r\nContent-Length: 1\r\n\r\na\r\n--xx--",
+        "--xxy\r\n\r\na\r\n--xx--",
+        "--xx\r\nno header at all",
+    ] {
+        assert!(mask_whole(&rules(), kind, bad.as_bytes()).is_err(), "{bad}");
+    }
+    let fields = with_field("$.a", FieldAction::Drop);
+    assert_eq!(mask_whole(&fields, kind, b"{\"a\":1}\r\n--xx--"), Err(Blocked::Malformed), "before the first part");
+    assert_eq!(
+        Masker::for_content_type(&rules(), "multipart/byteranges; boundary=x").err(),
+        Some(Blocked::ContentType)
+    );
+}
+
+#[test]
+fn a_type_that_is_allowed_passes_unread() {
+    let rules = with(&[EntityKind::Email], |rules| rules.allow.push("application/octet-stream".into()));
+    assert_eq!(whole(&rules, "application/octet-stream", EMAIL), EMAIL);
+    assert!(Masker::for_content_type(&rules, "application/pdf").is_err());
 }
 
 #[test]
@@ -358,8 +648,8 @@ fn what_the_mask_cannot_read_is_blocked() {
         ("application/octet-stream", Blocked::ContentType),
         ("application/grpc", Blocked::ContentType),
         ("", Blocked::ContentType),
-        ("text/plain; charset=utf-16", Blocked::Charset),
-        ("application/json;charset=\"latin1\"", Blocked::Charset),
+        ("text/plain; charset=shift_jis", Blocked::Charset),
+        ("application/json;charset=\"utf-7\"", Blocked::Charset),
     ] {
         assert_eq!(Masker::for_content_type(&rules(), kind).err(), Some(want), "{kind}");
     }
@@ -383,6 +673,12 @@ fn sensitive() -> BoxedStrategy<String> {
         Just("\\u0034111".to_owned()),
         Just("\\ud83d\\ude00".to_owned()),
         Just("é".to_owned()),
+        Just("４１１１".to_owned()),
+        Just("\u{200b}".to_owned()),
+        Just("\u{a0}".to_owned()),
+        Just("DE89 3704 0044 0532 0130 00".to_owned()),
+        Just("123-45-6789".to_owned()),
+        Just("{\\\"n\\\":4111111111111111}".to_owned()),
     ]
     .boxed()
 }
