@@ -1,16 +1,21 @@
 //! Chooses how a response is masked, or refuses one that the mask cannot read.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::Bytes;
 use http::response::Parts;
 use http::{HeaderMap, Method, StatusCode, header};
+use http_body_util::BodyExt as _;
+use hyper::body::Body as _;
 
 use crate::domain::refusal::Refusal;
 use crate::gateway::bounds::Cut;
 use crate::gateway::grpc_mask::GrpcMasker;
+use crate::gateway::record::Exchange;
 use crate::gateway::routes::Route;
 use crate::gateway::serve::Incoming;
+use crate::net::body::AnyBody;
 use crate::net::coding::Decoder;
 use crate::protocol::masking::{self, Blocked, Counts, MaskRules, Masker};
 use crate::protocol::operation::calls::{CallGate, Held, ToolCall};
@@ -102,6 +107,15 @@ impl Treatment {
         Ok(rest.into())
     }
 
+    /// Keeps trailers for the end: what is behind the body comes behind it, masked or not.
+    pub fn trail(&mut self, sent: &HeaderMap) {
+        let passing = crate::gateway::headers::trailers(sent);
+        self.last = Some(match &self.trailers {
+            Some(rules) => trailers(rules, &passing),
+            None => passing,
+        });
+    }
+
     /// What has been masked.
     pub fn counts(&self) -> Counts {
         match &self.mask {
@@ -110,6 +124,45 @@ impl Treatment {
             BodyMask::Grpc(masker) => masker.counts().clone(),
         }
     }
+}
+
+/// What may pass of a coded body's first piece. It is looked at before anything is answered, so that a body which cannot be
+/// read from its first bytes on is refused and not cut.
+pub async fn first(
+    body: &mut AnyBody,
+    treatment: &mut Treatment,
+    exchange: &Exchange,
+    idle: Duration,
+) -> Result<Bytes, Refusal> {
+    let broke = |detail: &str| Refusal::new(502, "upstream", format!("the protected service's answer {detail}"));
+    let frame = tokio::time::timeout(idle, body.frame()).await.map_err(|_| broke("did not come in time"))?;
+    let mut passed = Vec::new();
+    match frame {
+        None => {}
+        Some(Err(_)) => return Err(broke("broke off")),
+        Some(Ok(frame)) => match frame.into_data() {
+            Ok(chunk) => {
+                exchange.upstream_chunk(chunk.len());
+                passed.extend(treatment.push(chunk).map_err(|_| held_back())?);
+            }
+            Err(frame) => treatment.trail(&frame.into_trailers().unwrap_or_default()),
+        },
+    }
+    if body.is_end_stream() {
+        passed.extend(treatment.finish().map_err(|_| held_back())?);
+        treatment.calls = None;
+        exchange.masked_more(treatment.counts());
+        treatment.mask = BodyMask::None;
+    }
+    Ok(passed.into())
+}
+
+fn held_back() -> Refusal {
+    Refusal::new(
+        502,
+        "unmaskable",
+        "the response is held back: it cannot be read as what its head says, or holds what the mask forbids",
+    )
 }
 
 fn refused(held: Held<Refusal>) -> Cut {

@@ -12,8 +12,7 @@ use tokio::sync::mpsc;
 use tokio::time::timeout;
 
 use crate::gateway::bounds::{Bounds, Cut};
-use crate::gateway::headers;
-use crate::gateway::mask::{self, Treatment};
+use crate::gateway::mask::Treatment;
 use crate::gateway::record::Exchange;
 use crate::gateway::upstream::Place;
 use crate::net::body::{AnyBody, BoxError};
@@ -33,8 +32,10 @@ pub struct Course {
     pub idle: Duration,
     /// Whether the client reads server-sent events, so that it can be told why they end.
     pub events: bool,
-    /// Whether the answer has no body by its nature, whatever its length is said to be.
-    pub bodiless: bool,
+    /// What has passed of the body already.
+    pub first: Bytes,
+    /// Whether the length that upstream's body has is not the answer's: it is another body, or has none by its nature.
+    pub resized: bool,
     /// The place at the endpoint, kept to the last byte.
     pub place: Place,
 }
@@ -49,10 +50,12 @@ pub fn start(
     stores: Stores,
 ) -> AnyBody {
     let (sender, receiver) = mpsc::channel(AHEAD);
-    let exact = (treatment.is_plain() && !course.bodiless).then(|| upstream.size_hint().exact()).flatten();
+    let exact = (treatment.is_plain() && !course.resized).then(|| upstream.size_hint().exact()).flatten();
     let end = Arc::new(AtomicU8::new(OPEN));
+    // An answer that ends with its head ends so for the client, too: gRPC tells errors that way.
+    let ended = upstream.is_end_stream() && course.first.is_empty();
     tokio::spawn(run(upstream, treatment, exchange, bounds, course, stores, sender, end.clone()));
-    ClientEnd { receiver, exact, ended: false, end }.boxed_unsync()
+    ClientEnd { receiver, exact, ended, end }.boxed_unsync()
 }
 
 #[expect(clippy::too_many_arguments, reason = "a task owns all that it works on")]
@@ -71,10 +74,10 @@ async fn run(
     let outcome = tokio::select! {
         biased;
         cut = bounds.over(&stores) => Err(cut),
-        done = relay(&mut upstream, &mut treatment, &exchange, course.idle, &client) => done,
+        done = relay(&mut upstream, &mut treatment, &exchange, &course, &client) => done,
         () = client.closed() => Err(Cut::ClientGone),
     };
-    exchange.masked(treatment.counts());
+    exchange.masked_more(treatment.counts());
     match outcome {
         Ok(()) => {
             exchange.seal("complete");
@@ -113,11 +116,12 @@ async fn relay(
     upstream: &mut AnyBody,
     treatment: &mut Treatment,
     exchange: &Exchange,
-    idle: Duration,
+    course: &Course,
     client: &mpsc::Sender<Frame<Bytes>>,
 ) -> Result<(), Cut> {
+    release(course.first.clone(), exchange, client).await?;
     loop {
-        match timeout(idle, upstream.frame()).await.map_err(|_| Cut::Silent)? {
+        match timeout(course.idle, upstream.frame()).await.map_err(|_| Cut::Silent)? {
             None => break,
             Some(Err(_)) => return Err(Cut::Upstream),
             Some(Ok(frame)) => pass(frame, treatment, exchange, client).await?,
@@ -144,12 +148,7 @@ async fn pass(
             release(chunk, exchange, client).await
         }
         Err(frame) => {
-            let trailers = headers::trailers(&frame.into_trailers().unwrap_or_default());
-            // What is behind the body comes behind it, masked or not.
-            treatment.last = Some(match &treatment.trailers {
-                Some(rules) => mask::trailers(rules, &trailers),
-                None => trailers,
-            });
+            treatment.trail(&frame.into_trailers().unwrap_or_default());
             Ok(())
         }
     }

@@ -319,11 +319,6 @@ impl Exchange {
         inner.frame(FrameKind::ResponseBody, chunk)
     }
 
-    /// What has been masked in the response.
-    pub fn masked(&self, counts: Counts) {
-        self.lock().masked = counts;
-    }
-
     /// Adds to what has been masked.
     pub fn masked_more(&self, counts: Counts) {
         let mut inner = self.lock();

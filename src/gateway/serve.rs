@@ -344,16 +344,28 @@ impl Gateway {
             return websocket::open(relay, handshake, &parts.headers, shown, upgraded);
         }
         let mut treatment = mask::treatment(asking.route, asking.request, &parts, secret)?;
-        let body = if self.judges_calls(asking) {
+        let events =
+            parts.headers.get(header::CONTENT_TYPE).is_some_and(|v| v.as_bytes().starts_with(b"text/event-stream"));
+        let mut body = if self.judges_calls(asking) {
             self.gate(asking, &parts, body, &mut treatment).await?
         } else {
             body::streaming(body)
         };
-        let events =
-            parts.headers.get(header::CONTENT_TYPE).is_some_and(|v| v.as_bytes().starts_with(b"text/event-stream"));
+        let idle = asking.route.upstream.idle();
+        let (decoded, resized) = (treatment.decoder.is_some(), !treatment.is_plain());
+        // What is in a coding is looked at before the head goes out; other streams open at once, whenever they begin.
+        let first = if decoded {
+            tokio::select! {
+                biased;
+                cut = bounds.over(&self.stores) => return Err(cut.refusal()),
+                first = mask::first(&mut body, &mut treatment, exchange, idle) => first?,
+            }
+        } else {
+            Bytes::new()
+        };
         let masked = asking.route.mask.is_some() || secret.is_some();
         parts.headers = headers::towards_client(&parts.headers, masked, secret);
-        if treatment.decoder.is_some() {
+        if decoded {
             parts.headers.remove(header::CONTENT_ENCODING);
         }
         if let Some(rules) = &asking.route.mask {
@@ -364,7 +376,7 @@ impl Gateway {
         exchange.response_head(parts.status, &parts.headers)?;
         let bodiless = asking.request.head.method == Method::HEAD
             || matches!(parts.status, StatusCode::NO_CONTENT | StatusCode::NOT_MODIFIED);
-        let course = Course { idle: asking.route.upstream.idle(), events, bodiless, place };
+        let course = Course { idle, events, first, resized: bodiless || resized, place };
         let body = pump::start(body, treatment, exchange.clone(), bounds, course, self.stores.clone());
         Ok(Response::from_parts(parts, body))
     }

@@ -239,10 +239,10 @@ impl Relay {
         let (client_frame, upstream_frame) = ended.frames();
         // Sealed before the ends are told: from here on nothing of it passes.
         self.exchange.seal(name);
-        let close = async {
-            tokio::join!(to_client.send(Message::Close(client_frame)), to_upstream.send(Message::Close(upstream_frame)))
-        };
-        let _ = timeout(PATIENCE, close).await;
+        let _ = timeout(PATIENCE, async {
+            tokio::join!(closed(to_client, client_frame), closed(to_upstream, upstream_frame))
+        })
+        .await;
         drop(self.place);
     }
 
@@ -362,6 +362,13 @@ impl Relay {
             self.exchange.upstream_chunk(message.len());
         }
     }
+}
+
+/// Tells an end that it is over. One that closed by itself gets the echo of its own frame, which reading it has queued.
+async fn closed(mut to: SplitSink<Socket, Message>, frame: Option<CloseFrame>) {
+    let _ = to.send(Message::Close(frame)).await;
+    let _ = to.flush().await;
+    let _ = to.close().await;
 }
 
 /// A close frame has room for 123 bytes of reason.

@@ -11,6 +11,7 @@ pub enum Page {
     Oauth,
     Refusals,
     Smuggling,
+    Gateway,
 }
 
 /// Compares, or writes anew if `POPGATE_TEST_WRITE_DOCS` is set. The first row is the heading.
@@ -19,6 +20,7 @@ pub fn compare(page: Page, table: &[[String; 4]]) {
         Page::Spiffe => "docs/integrations/spiffe.md",
         Page::Oauth => "docs/integrations/oauth.md",
         Page::Refusals => "docs/refusals.md",
+        Page::Gateway => "docs/integrations/gateway.md",
         Page::Smuggling => "docs/smuggling.md",
     };
     let mut text = String::new();

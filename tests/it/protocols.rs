@@ -154,7 +154,7 @@ async fn an_operation_of_grpc_is_for_grpc_alone() {
 }
 
 /// A WebSocket server that sends each message back; `card` is answered with one.
-async fn echo() -> String {
+pub async fn echo() -> String {
     let listener = TcpListener::bind("127.0.0.1:0").await.expect("binds");
     let address = listener.local_addr().expect("bound").to_string();
     tokio::spawn(async move {

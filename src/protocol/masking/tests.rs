@@ -249,7 +249,7 @@ fn case_37_base64_is_scanned_where_a_rule_says_so_one_level_deep() {
         assert!(mask_whole(&rules, JSON, wrap(bad).as_bytes()).is_err(), "{bad}");
     }
     assert_eq!(whole(&rules, JSON, &format!(r#"{{"data":["{EMAIL}"]}}"#)), r#"{"data":["[redacted:email]"]}"#);
-    let within = BASE64_STANDARD.encode(BASE64_STANDARD.encode(&secret));
+    let within = BASE64_STANDARD.encode(BASE64_STANDARD.encode(EMAIL));
     assert_eq!(whole(&rules, JSON, &wrap(&within)), wrap(&within), "a second level is not looked for");
 }
 

@@ -1,0 +1,238 @@
+//! Other people's clients through the gateway, unmodified: those that cannot sign go through `popgate proxy`. The table of
+//! `docs/integrations/gateway.md` is what these runs say.
+
+use std::io::{BufRead as _, BufReader};
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
+
+use serde_json::{Value, json};
+
+use crate::documented::{self, Page};
+use crate::interop::{Row, row, rows, script};
+use crate::protocols::{echo, grpc_server, operation, route};
+use crate::world::{SOLVER, Service, popgate, provided, respond, stderr, stdout};
+
+/// A process of ours that tells where it listens.
+struct Running {
+    child: Child,
+    address: String,
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+fn start(args: &[&str], name: &str, log: &Path) -> Running {
+    let log = std::fs::OpenOptions::new().create(true).append(true).open(log).expect("log");
+    let mut command = popgate();
+    command.args(args).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(log);
+    let mut child = command.spawn().expect("starts");
+    let mut line = String::new();
+    BufReader::new(child.stdout.take().expect("piped")).read_line(&mut line).expect("reads");
+    let told: Value = serde_json::from_str(&line).unwrap_or_else(|_| panic!("no ready line of {name}: {line}"));
+    let address = told["ready"][name].as_str().expect("an address").to_owned();
+    Running { child, address }
+}
+
+fn routes(engine: &str, grpc: &str, sockets: &str) -> String {
+    let engine = format!("url = \"{engine}\"");
+    let mut text = route("llm", "/v1/chat", &engine, "mask = \"pii\"");
+    text += &operation("x.chat", "POST /v1/chat/completions", "reads = \"chat\"");
+    text += "[[route.operation]]\nname = \"x.call\"\nmatch = \"CALL /v1/chat/completions\"\nselect = { \"/tool\" = \"solve\" }\nparams = { tool = \"/tool\" }\nobject = \"/tools/{tool}\"\n";
+    text += "[[route.operation]]\nname = \"x.other\"\nmatch = \"CALL /v1/chat/completions\"\nparams = { tool = \"/tool\" }\nobject = \"/tools/{tool}\"\n";
+    text += &route("models", "/v1/models", &engine, "");
+    text += &operation("x.models", "GET /v1/models", "");
+    text += &route("mcp", "/mcp", &engine, "");
+    text += "[[route.operation]]\nname = \"x.tool\"\nmatch = \"POST /mcp\"\nreads = \"mcp\"\nselect = { \"/method\" = \"tools/call\" }\nparams = { tool = \"/params/name\" }\nobject = \"/tools/{tool}\"\n";
+    text += &operation("x.mcp", "POST /mcp", "reads = \"mcp\"");
+    text += &operation("x.mcp.get", "GET /mcp", "");
+    text += &operation("x.mcp.end", "DELETE /mcp", "");
+    let grpc = format!("url = \"http://{grpc}\", protocol = \"http2\"");
+    for service in ["grpc.health.v1.Health", "grpc.reflection.v1.ServerReflection"] {
+        text += &route(service, &format!("/{service}"), &grpc, "");
+        text += &operation("x.rpc", &format!("POST /{service}/{{m}}"), "reads = \"grpc\"");
+    }
+    text += &route("ws", "/ws", &format!("url = \"http://{sockets}\""), "");
+    text += &operation("x.pass", "GET /ws/pass", "websocket = \"pass\"");
+    text += &operation("x.judged", "GET /ws/judged", "websocket = \"judge\"");
+    text += &operation("x.say", "MESSAGE /ws/judged", "select = { \"/kind\" = \"say\" }");
+    text + &operation("x.wipe", "MESSAGE /ws/judged", "select = { \"/kind\" = \"wipe\" }")
+}
+
+const PERMITS: [&str; 10] =
+    ["x.chat", "x.call", "x.models", "x.mcp", "x.mcp.get", "x.mcp.end", "x.rpc", "x.pass", "x.judged", "x.say"];
+
+const TOOLS: &str = r#"@id("one-tool") permit (principal in Group::"solvers", action == Action::"x.tool", resource) when { context.mcp.name == "solve" };"#;
+
+fn client(mut command: Command) -> Vec<Row> {
+    let output = command.output().expect("runs");
+    assert!(output.status.success(), "{}{}", stdout(&output), stderr(&output));
+    rows(stdout(&output).lines().map(ToOwned::to_owned))
+}
+
+/// What a command prints of itself: its last word that begins with a digit on the first line.
+fn version(command: &str, flag: &str) -> String {
+    let output = Command::new(command).arg(flag).output().expect("runs");
+    let told = stdout(&output);
+    let words = told.lines().next().unwrap_or_default().split([' ', '/']);
+    words.filter(|w| w.starts_with(|c: char| c.is_ascii_digit())).next().unwrap_or_default().to_owned()
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn unmodified_clients_work_and_the_documented_table_says_what_they_did() {
+    let Some(python) = provided("POPGATE_TEST_PYTHON", "clients in Python and Node, and a certificate linter") else {
+        return;
+    };
+    let node = provided("POPGATE_TEST_NODE_MODULES", "the Node clients").expect("`./test` provides both");
+    let dir = tempfile::tempdir().expect("tempdir");
+    let log = dir.path().join("log");
+    let engine = start(&["tot", "serve", "--json", "--listen", "127.0.0.1:0"], "engine", &log);
+    let (grpc, _switch) = grpc_server().await;
+    let sockets = echo().await;
+    let service =
+        Service::start_routes(&routes(&engine.address, &grpc, &sockets), &PERMITS, &[("tools.cedar", TOOLS)]).await;
+    service.upstream.on_request(|_| respond(200, "application/json", r#"{"ok":true}"#));
+    let own = dir.path().join("solver");
+    service.enrol(SOLVER).await.save(&own).expect("saves");
+    let own = own.to_str().expect("UTF-8");
+    let to = service.addresses["gateway"].clone();
+    let proxy = start(&["proxy", "--json", "--identity", own, "--listen", "127.0.0.1:0", "--to", &to], "proxy", &log);
+    let world = dir.path().join("world.json");
+    std::fs::write(&world, json!({"proxy": proxy.address}).to_string()).expect("writes");
+    let mut table = vec![row("client", "version", "call", "result")];
+    let mut py = Command::new(&python);
+    py.arg(script("proxied_clients.py")).arg(&world);
+    table.extend(client(py));
+    let mut js = Command::new("node");
+    js.arg(script("ws_client.mjs")).args([&node, &proxy.address]);
+    table.extend(client(js));
+    let url = format!("{}/v1/runs/r1", proxy.address);
+    for (label, flag, want) in
+        [("GET over HTTP/1.1", "--http1.1", "200 1.1"), ("GET over HTTP/2", "--http2-prior-knowledge", "200 2")]
+    {
+        let output = Command::new("curl")
+            .args(["-s", flag, "-o", "/dev/null", "-w", "%{http_code} %{http_version}", &url])
+            .output();
+        let told = stdout(&output.expect("curl runs"));
+        table.push(row("curl", &version("curl", "--version"), label, if told == want { "ok" } else { &told }));
+    }
+    let direct = direct_curl(&service, own).await;
+    table.push(row(
+        "curl",
+        &version("curl", "--version"),
+        "GET over HTTP/2 to the gateway, with `popgate token` and `popgate proof`",
+        &direct,
+    ));
+    let load = Command::new("h2load").args(["-n", "200", "-c", "4", "-m", "8", &url]).output().expect("h2load runs");
+    let good =
+        stdout(&load).contains("200 succeeded, 0 failed, 0 errored, 0 timeout") && stdout(&load).contains("200 2xx");
+    table.push(row(
+        "h2load",
+        &version("h2load", "--version"),
+        "200 requests, 4 connections of 8 streams",
+        if good { "ok" } else { "failed" },
+    ));
+    let failed: Vec<&Row> = table.iter().skip(1).filter(|r| r[3] != "ok").collect();
+    let logs = || std::fs::read_to_string(&log).unwrap_or_default();
+    assert!(failed.is_empty(), "{failed:#?}\n{}", logs());
+    assert!(table.len() > 20, "every script ran to its end: {table:?}");
+    let verified = service.verify().await;
+    assert!(verified.status.success(), "{}", stderr(&verified));
+    documented::compare(Page::Gateway, &table);
+}
+
+/// curl itself, with a token and proofs of our commands.
+async fn direct_curl(service: &Service, own: &str) -> String {
+    let url = service.url("gateway", "/v1/runs/r1");
+    let token = popgate().args(["token", "--identity", own, "--resource", &url]).output().expect("runs");
+    let token = stdout(&token).trim().to_owned();
+    let file = Path::new(own).join("token");
+    std::fs::write(&file, &token).expect("writes");
+    let mut nonce: Option<String> = None;
+    for _ in 0..2 {
+        let mut proof = popgate();
+        proof.args(["proof", "--identity", own, "--url", &url, "--token-file"]).arg(&file);
+        if let Some(nonce) = &nonce {
+            proof.args(["--nonce", nonce]);
+        }
+        let proof = stdout(&proof.output().expect("runs")).trim().to_owned();
+        let (authorization, proof) = (format!("Authorization: DPoP {token}"), format!("DPoP: {proof}"));
+        let output = Command::new("curl")
+            .args([
+                "-s",
+                "--http2",
+                "-D",
+                "-",
+                "-o",
+                "/dev/null",
+                "--cacert",
+                &format!("{own}/bundle.pem"),
+                "-H",
+                &authorization,
+                "-H",
+                &proof,
+                &url,
+            ])
+            .output();
+        let told = stdout(&output.expect("curl runs"));
+        if told.starts_with("HTTP/2 200") {
+            return "ok".into();
+        }
+        let found = told.lines().find_map(|l| l.strip_prefix("dpop-nonce: ")).map(|n| n.trim().to_owned());
+        let Some(found) = found else { return told.lines().next().unwrap_or_default().to_owned() };
+        nonce = Some(found);
+    }
+    "a nonce was not enough".into()
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_proxy_is_for_its_own_host_and_for_no_page_in_a_browser() {
+    let service = Service::start().await;
+    let dir = tempfile::tempdir().expect("tempdir");
+    let own = dir.path().join("solver");
+    service.enrol(SOLVER).await.save(&own).expect("saves");
+    let (own, to) = (own.to_str().expect("UTF-8"), service.addresses["gateway"].clone());
+    let log = dir.path().join("log");
+    let proxy = start(&["proxy", "--json", "--identity", own, "--listen", "127.0.0.1:0", "--to", &to], "proxy", &log);
+    let curl = |args: &[&str]| {
+        let output = Command::new("curl").args(["-s", "-o", "/dev/null", "-w", "%{http_code}"]).args(args).output();
+        stdout(&output.expect("curl runs"))
+    };
+    let url = format!("{}/v1/runs/r1", proxy.address);
+    assert_eq!(curl(&[&url]), "200");
+    assert_eq!(curl(&["-H", "Host: evil.example", &url]), "421");
+    assert_eq!(curl(&["-H", "Origin: https://evil.example", &url]), "403");
+    assert_eq!(curl(&["-H", "Sec-Fetch-Site: cross-site", &url]), "403");
+    assert_eq!(
+        curl(&["-H", "Authorization: Bearer sk-unused", &url]),
+        "200",
+        "a key that an SDK must have is left out"
+    );
+    assert_eq!(curl(&["-X", "DELETE", &url]), "403", "policy counts");
+    let big = dir.path().join("big");
+    std::fs::write(&big, vec![b'x'; 3 << 20]).expect("writes");
+    let sent = format!("@{}", big.display());
+    assert_eq!(
+        curl(&["-H", "content-type: text/plain", "--data-binary", &sent, &format!("{}/v1/runs", proxy.address)]),
+        "200"
+    );
+    assert_eq!(service.upstream.seen().last().expect("one").body.len(), 3 << 20);
+    let socket = dir.path().join("s");
+    let listen = format!("unix:{}", socket.display());
+    let local = start(&["proxy", "--json", "--identity", own, "--listen", &listen, "--to", &to], "proxy", &log);
+    assert_eq!(local.address, listen);
+    assert_eq!(curl(&["--unix-socket", socket.to_str().expect("UTF-8"), "http://anything/v1/runs/r1"]), "200");
+    use std::os::unix::fs::PermissionsExt as _;
+    assert_eq!(std::fs::metadata(&socket).expect("there").permissions().mode() & 0o777, 0o600);
+    for (listen, why) in [("0.0.0.0:0", "this host alone"), ("nowhere", "unix:PATH")] {
+        let refused =
+            popgate().args(["proxy", "--identity", own, "--listen", listen, "--to", &to]).output().expect("runs");
+        assert_eq!(refused.status.code(), Some(2), "{listen}");
+        assert!(stderr(&refused).contains(why), "{}", stderr(&refused));
+    }
+    let seen = std::fs::read_to_string(&log).unwrap_or_default();
+    assert!(!seen.contains("eyJ") && !seen.contains("sk-unused"), "{seen}");
+}

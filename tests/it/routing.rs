@@ -1,0 +1,155 @@
+//! Where requests go: pools with health checks, upstreams that prove who they are, and bodies that are signed for.
+
+use std::sync::Arc;
+
+use http::{HeaderMap, Method};
+use hyper_util::rt::{TokioExecutor, TokioIo};
+use popgate::client::session::Call;
+use popgate::net::tls::{self, ClientTrust, ServerIdentity, Versions};
+use popgate::protocol::svid::X509Svid;
+use popgate::store::clock::SystemClock;
+use serde_json::json;
+use tokio::net::TcpListener;
+
+use crate::protocols::{operation, route};
+use crate::world::{BOB, HandMade, Service, Upstream, key_of, respond};
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_proof_that_signs_for_another_body_is_refused() {
+    let upstream = Upstream::start().await;
+    let routes = route("d", "/d", &format!("url = \"http://{}\"", upstream.address), "content_digest = true")
+        + &operation("x.post", "POST /d/**", "")
+        + &operation("x.get", "GET /d/**", "");
+    let service = Service::start_routes(&routes, &["x.post", "x.get"], &[]).await;
+    let solver = service.solver().await;
+    let url = service.url("gateway", "/d/x");
+    assert_eq!(solver.call("POST", &url, &[], "{\"a\":1}").await.status, 200, "our clients sign");
+    assert_eq!(solver.get(&url).await.status, 200, "nothing to sign for");
+    let token = solver.token(&url).await;
+    let key = || key_of(solver.session.identity());
+    for (claim, status) in [
+        (None, 401),
+        (Some("sha-256=:47DEQpj8HBSa+/TImW+5JCeuQeRkm5NMpJWZG3hSuFU=:"), 401),
+        (Some("nonsense"), 401),
+        (Some("sha-256=:AVq9f1zFei3ZS3WQ8ErYCEJzkFzOQ7iE+oe+jEiN+7w=:"), 401),
+    ] {
+        let mut nonce: Option<String> = None;
+        let answer = loop {
+            let mut proof = HandMade::new(key(), "POST", &url, Some(&token));
+            if let Some(claim) = claim {
+                proof.payload["content_digest"] = claim.into();
+            }
+            if let Some(nonce) = &nonce {
+                proof.payload["nonce"] = nonce.as_str().into();
+            }
+            let call = Call { method: Method::POST, url: &url, headers: HeaderMap::new(), body: "{\"a\":2}".into() };
+            let mut headers = HeaderMap::new();
+            headers.insert("authorization", format!("DPoP {}", token.expose()).parse().expect("a value"));
+            headers.insert("dpop", proof.sign().parse().expect("a value"));
+            headers.insert("content-type", "application/json".parse().expect("a value"));
+            let response = solver.session.raw(&call, headers, false).await.expect("answered");
+            let answer = crate::world::Answer::read(response).await;
+            if answer.error() != "use_dpop_nonce" {
+                break answer;
+            }
+            nonce = Some(answer.header("dpop-nonce").to_owned());
+        };
+        assert_eq!((answer.status, answer.error()), (status, "invalid_dpop_proof"), "{claim:?}: {}", answer.text());
+        assert!(answer.text().contains("content_digest"), "{}", answer.text());
+    }
+    assert_eq!(upstream.count(), 2, "none of them reached upstream");
+}
+
+/// A server that shows an identity of the trust domain, and tells in its answer who called.
+fn serve_as(identity: &popgate::client::identity::Identity, listener: TcpListener) {
+    let own = ServerIdentity::new(identity.chain.clone(), identity.private_key()).expect("an identity");
+    let check: tls::LeafCheck = Arc::new(|der, _| X509Svid::parse(der).map(drop).map_err(|e| e.to_string()));
+    let trust = ClientTrust { roots: tls::fixed_roots(identity.roots.clone()), check, clock: Arc::new(SystemClock) };
+    let config = tls::server(own, Some(trust), Versions::Tls13).expect("a configuration");
+    tokio::spawn(async move {
+        let acceptor = tokio_rustls::TlsAcceptor::from(config);
+        while let Ok((stream, _)) = listener.accept().await {
+            let Ok(stream) = acceptor.accept(stream).await else { continue };
+            let caller = stream.get_ref().1.peer_certificates().and_then(<[_]>::first);
+            let caller =
+                caller.and_then(|c| X509Svid::parse(c).ok()).map_or("nobody".into(), |s| s.spiffe_id.to_string());
+            let answer = hyper::service::service_fn(move |request: http::Request<hyper::body::Incoming>| {
+                let told = format!("{caller} over {:?}", request.version());
+                async move { Ok::<_, std::convert::Infallible>(respond(200, "text/plain", told)) }
+            });
+            let connection = hyper_util::server::conn::auto::Builder::new(TokioExecutor::new());
+            tokio::spawn(
+                async move { connection.serve_connection(TokioIo::new(stream), answer).await.map_err(|_| ()) },
+            );
+        }
+    });
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_upstream_is_who_it_must_be_and_sees_the_gateways_own_certificate() {
+    let listeners = [
+        TcpListener::bind("127.0.0.1:0").await.expect("binds"),
+        TcpListener::bind("127.0.0.1:0").await.expect("binds"),
+    ];
+    let ports = [&listeners[0], &listeners[1]].map(|l| l.local_addr().expect("bound").port());
+    let url = |n: usize| format!("url = \"https://127.0.0.1:{}\", spiffe_id = \"spiffe://example.org/tot\"", ports[n]);
+    let routes = route("m", "/m", &(url(0) + ", mtls = true"), "")
+        + &operation("x.m", "GET /m/**", "")
+        + &route("n", "/n", &url(0), "")
+        + &operation("x.n", "GET /n/**", "")
+        + &route("w", "/w", &url(1), "")
+        + &operation("x.w", "GET /w/**", "");
+    let service = Service::start_routes(&routes, &["x.m", "x.n", "x.w"], &[]).await;
+    for id in ["spiffe://example.org/tot", "spiffe://example.org/other"] {
+        let entry = json!({"spiffe_id": id, "owner": BOB, "groups": [], "operations": []});
+        service.admin(Method::POST, "/v1/entries", Some(entry)).await.expect("registers");
+    }
+    let [first, second] = listeners;
+    serve_as(service.enrol("spiffe://example.org/tot").await.as_ref(), first);
+    serve_as(service.enrol("spiffe://example.org/other").await.as_ref(), second);
+    let solver = service.solver().await;
+    let told = solver.get(&service.url("gateway", "/m/x")).await;
+    assert_eq!((told.status, told.text().as_str()), (200, "spiffe://example.org/popgate/server over HTTP/2.0"));
+    assert_eq!(solver.get(&service.url("gateway", "/n/x")).await.text(), "nobody over HTTP/2.0");
+    let wrong = solver.get(&service.url("gateway", "/w/x")).await;
+    assert_eq!((wrong.status, wrong.problem().as_str()), (502, "upstream"), "another workload answers");
+    assert!(!wrong.text().contains("other"), "the inside is not told: {}", wrong.text());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_endpoint_that_is_unwell_gets_no_requests_until_it_is_well_and_a_reload_keeps_the_pool() {
+    let (good, bad) = (Upstream::start().await, Upstream::start().await);
+    let unwell = Arc::new(std::sync::atomic::AtomicBool::new(true));
+    let state = unwell.clone();
+    bad.on_request(move |seen| {
+        let status =
+            if seen.target == "/healthz" && state.load(std::sync::atomic::Ordering::SeqCst) { 500 } else { 200 };
+        respond(status, "text/plain", "bad")
+    });
+    good.on_request(|_| respond(200, "text/plain", "good"));
+    let upstream = format!(
+        "url = [\"http://{}\", \"http://{}\"], health = {{ path = \"/healthz\", every = \"50ms\", fall = 1, rise = 1 }}",
+        good.address, bad.address
+    );
+    let routes = route("p", "/p", &upstream, "") + &operation("x.get", "GET /p/**", "");
+    let service = Service::start_routes(&routes, &["x.get"], &[]).await;
+    let solver = service.solver().await;
+    let url = service.url("gateway", "/p/x");
+    let checked = |upstream: &Upstream| upstream.seen().iter().filter(|s| s.target == "/healthz").count();
+    while checked(&bad) < 2 || checked(&good) < 2 {
+        tokio::task::yield_now().await;
+    }
+    for _ in 0..8 {
+        assert_eq!(solver.get(&url).await.text(), "good");
+    }
+    let connections = good.seen().len();
+    service.signal(nix::sys::signal::Signal::SIGHUP);
+    unwell.store(false, std::sync::atomic::Ordering::SeqCst);
+    let mut both = std::collections::BTreeSet::new();
+    while both.len() < 2 {
+        both.insert(solver.get(&url).await.text());
+    }
+    assert!(good.seen().len() > connections);
+    let host = good.seen().into_iter().find(|s| s.target == "/p/x").expect("one").headers["host"].clone();
+    assert_eq!(host, good.address.as_str(), "the pool is one authority to all of its endpoints");
+}
