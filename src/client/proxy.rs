@@ -84,7 +84,10 @@ impl Proxy {
         let (head, body) = request.into_parts();
         let target = head.uri.path_and_query().map_or("/", |p| p.as_str());
         let url = format!("{}{target}", self.to);
-        let upgrade = head.headers.get(header::UPGRADE).cloned();
+        let websocket = head.method == Method::GET
+            && head.headers.get(header::UPGRADE).is_some_and(|v| v.as_bytes().eq_ignore_ascii_case(b"websocket"));
+        // Other protocols, such as h2c, are not switched to: the request goes on as it is.
+        let upgrade = head.headers.get(header::UPGRADE).filter(|_| websocket).cloned();
         let mut headers = passed(&head.headers);
         let asked = headers.contains_key("prefer");
         if !asked {

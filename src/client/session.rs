@@ -266,10 +266,12 @@ impl Session {
             match challenge(&response).as_deref() {
                 Some("use_dpop_nonce") => {}
                 Some("invalid_token") => token = self.mint(target, None).await?,
-                _ => break,
+                _ => {
+                    lock(&self.settled).insert(target.resource.clone(), now);
+                    break;
+                }
             }
         }
-        lock(&self.settled).insert(target.resource.clone(), now);
         Ok(token)
     }
 
@@ -328,7 +330,9 @@ pub fn challenge<B>(response: &Response<B>) -> Option<String> {
     if response.status() != StatusCode::UNAUTHORIZED {
         return None;
     }
-    parameter(response.headers().get(header::WWW_AUTHENTICATE)?.to_str().ok()?, "error")
+    // Another scheme's challenge is upstream's, which has had the request.
+    let values = response.headers().get_all(header::WWW_AUTHENTICATE).iter().filter_map(|v| v.to_str().ok());
+    values.filter(|v| v.starts_with("DPoP ")).find_map(|v| parameter(v, "error"))
 }
 
 /// A proof refused for its age usually means a clock: the server's `Date` tells which way.

@@ -92,9 +92,9 @@ impl Gateway {
             ));
             response.headers_mut().extend(HeaderValue::from_str(&challenge).map(|v| (header::WWW_AUTHENTICATE, v)));
         }
-        if refusal.error == Some(OauthError::UseDpopNonce)
-            && let Ok(epoch) = self.stores.replay.epoch().await
-        {
+        // Who asks for an approval may be about to begin what can be sent once alone, and so gets a nonce in any case.
+        let wants = refusal.error == Some(OauthError::UseDpopNonce) || path.starts_with("/.popgate/approvals/");
+        if wants && let Ok(epoch) = self.stores.replay.epoch().await {
             let nonce = self.nonces.make(Role::Gateway, &epoch, self.stores.clock.now(), &entropy::random());
             response
                 .headers_mut()

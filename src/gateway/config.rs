@@ -99,6 +99,9 @@ pub struct RouteConfig {
     pub resource: String,
     /// Where it goes.
     pub upstream: UpstreamConfig,
+    /// Pages that may call it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cors: Option<CorsConfig>,
     /// Descriptors of the gRPC services behind it, a `FileDescriptorSet`: their messages can be masked.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub descriptors: Option<PathBuf>,
@@ -129,6 +132,24 @@ pub struct RouteConfig {
     /// Named operations; the first match wins.
     #[serde(default, rename = "operation")]
     pub operations: Vec<OperationConfig>,
+}
+
+/// `cors` of a route.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct CorsConfig {
+    /// Origins of the pages.
+    pub origins: Vec<String>,
+    /// Headers that they may send besides those of every proved request.
+    #[serde(default)]
+    pub headers: Vec<String>,
+    /// How long a browser need not ask again.
+    #[serde(default = "ten_minutes")]
+    pub max_age: Span,
+}
+
+const fn ten_minutes() -> Span {
+    Span(Duration::from_mins(10))
 }
 
 /// `match` of a route: all that is given must hold.

@@ -209,7 +209,8 @@ impl Gateway {
         drop(permit);
         let masker = request_masker(asking, &body)?;
         let body = body.recorded(exchange, masker);
-        let sending = upstream.send(&head, &target, body);
+        let blameless = || exchange.request_fault().is_some();
+        let sending = upstream.send(&head, &target, body, &blameless);
         let answered = tokio::select! {
             biased;
             cut = bounds.over(&self.stores) => return Err(Unanswered { refusal: cut.refusal(), sent: true }),
@@ -234,7 +235,7 @@ impl Gateway {
         let request = asking.request;
         let mut headers = headers::towards_upstream(
             &request.head.headers,
-            asking.route.mask.is_some() || asking.route.inject.is_some(),
+            asking.route.mask.is_some() || asking.route.inject.is_some() || self.judges_calls(asking),
         );
         let text = |value: &str| {
             HeaderValue::from_str(value)
@@ -330,7 +331,9 @@ fn unanswered(route: &str, exchange: &Exchange, unsent: &Unsent) -> Unanswered {
             (502, "upstream", format!("the protected service of route {route} broke off, or does not speak HTTP"))
         }
     };
-    let refusal = Refusal { retry_after: Some(5), ..Refusal::new(status, kind, detail) };
+    // Whoever may have been heard is not asked again unasked.
+    let retry_after = (!sent).then_some(5);
+    let refusal = Refusal { retry_after, ..Refusal::new(status, kind, detail) };
     Unanswered { refusal: refusal.because(unsent), sent }
 }
 

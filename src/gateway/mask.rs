@@ -190,15 +190,17 @@ pub fn treatment(
     route: &Route,
     request: &Incoming,
     parts: &Parts,
+    ended: bool,
     secret: Option<&[u8]>,
 ) -> Result<Treatment, Refusal> {
     let (status, headers) = (parts.status, &parts.headers);
     if status.is_informational() {
         return Err(Refusal::new(502, "upstream", "the protected service switched protocols, which nobody asked for"));
     }
+    // What a length says is not asked: a body may come under one of nothing.
     let bodiless = request.head.method == Method::HEAD
         || matches!(status, StatusCode::NO_CONTENT | StatusCode::NOT_MODIFIED)
-        || headers.get(header::CONTENT_LENGTH).is_some_and(|v| v == "0");
+        || ended;
     let Some(rules) = rules(route, secret).filter(|_| !bodiless) else { return Ok(Treatment::default()) };
     let decoder = decoder(headers)?;
     if route.mask.is_some() && headers.get_all(header::CONTENT_TYPE).iter().count() > 1 {
@@ -227,7 +229,9 @@ fn grpc(route: &Route, request: &Incoming, kind: &str, rules: &Arc<MaskRules>) -
 
 /// Response headers that the mask names are scanned; what it blocks, or what is no text then, goes.
 pub fn headers(rules: &Arc<MaskRules>, shown: &mut HeaderMap) {
-    for name in &rules.headers {
+    // An error of gRPC may be told in the head instead of in trailers.
+    let grpc = ["grpc-message", "grpc-status-details-bin"].map(ToOwned::to_owned);
+    for name in rules.headers.iter().chain(&grpc) {
         let values: Vec<_> = shown.get_all(name).iter().map(|v| v.as_bytes().to_vec()).collect();
         let Ok(name) = name.parse::<http::HeaderName>() else { continue };
         shown.remove(&name);

@@ -6,6 +6,7 @@ pub mod authenticate;
 pub mod authorize;
 pub mod bounds;
 pub mod config;
+pub mod cors;
 pub mod details;
 pub mod execution;
 pub mod forward;

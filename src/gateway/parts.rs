@@ -48,12 +48,20 @@ impl Gateway {
         let seen = Seen {
             method,
             path: request.path.as_str(),
+            query: "",
             body: Some(body),
             header: &|_| Ok(None),
             headers_named: &|_| Vec::new(),
         };
         let matched = authorize::classify(route, &seen, &rules.policy)?;
-        let intent = authorize::intent(caller, route, &matched, method, self.stores.clock.now());
+        let now = self.stores.clock.now();
+        // The registration as it is now counts, as for a request.
+        let (entry, _) = self.standing(&caller.token, now)?;
+        if entry != caller.entry || self.acted_for(&caller.token.claims) != caller.acted_for {
+            let detail = "a registration changed while the exchange ran; begin it again";
+            return Err(Refusal::new(403, "registration-changed", detail));
+        }
+        let intent = authorize::intent(caller, route, &matched, method, now);
         let verdict = authorize::decide(&rules.policy, caller, &intent)?;
         if verdict.decision != Decision::Allow || details::counted(&caller.token.claims, &intent) {
             let detail = format!(
@@ -84,7 +92,7 @@ impl Gateway {
         if !parts.status.is_success() || body.is_end_stream() {
             return Ok(streaming(body));
         }
-        if parts.headers.contains_key(header::CONTENT_ENCODING) {
+        if parts.headers.get_all(header::CONTENT_ENCODING).iter().any(|v| v != "identity") {
             return Err(unreadable("it is in a coding"));
         }
         let kind = parts.headers.get(header::CONTENT_TYPE).and_then(|v| v.to_str().ok()).unwrap_or_default();

@@ -121,7 +121,15 @@ async fn relay(
 ) -> Result<(), Cut> {
     release(course.first.clone(), exchange, client).await?;
     loop {
-        match timeout(course.idle, upstream.frame()).await.map_err(|_| Cut::Silent)? {
+        let frame = loop {
+            match timeout(course.idle, upstream.frame()).await {
+                Ok(frame) => break frame,
+                // A client that still sends is no silence: gRPC answers with its head before.
+                Err(_) if exchange.last_request_chunk().elapsed() < course.idle => {}
+                Err(_) => return Err(Cut::Silent),
+            }
+        };
+        match frame {
             None => break,
             Some(Err(_)) => return Err(Cut::Upstream),
             Some(Ok(frame)) => pass(frame, treatment, exchange, client).await?,

@@ -286,7 +286,11 @@ impl Exchange {
 
     /// The request's trailers have passed.
     pub fn request_trailers(&self, trailers: &HeaderMap) -> Result<(), Unavailable> {
-        self.lock().trailers(FrameKind::RequestTrailers, trailers)
+        let mut inner = self.lock();
+        if inner.sealed {
+            return Err(Unavailable::new("the recorder", "the exchange has ended"));
+        }
+        inner.trailers(FrameKind::RequestTrailers, trailers)
     }
 
     /// The response's trailers are about to go to the client.

@@ -9,10 +9,12 @@ use zeroize::Zeroizing;
 
 use crate::domain::spiffe_id::SpiffeId;
 use crate::gateway::config::{Access, InjectConfig, MaskConfig, OneOrMany, OperationConfig, RecordMode, RouteConfig};
+use crate::gateway::cors::Cors;
 use crate::gateway::grpc_mask::Descriptors;
 use crate::gateway::masks;
 use crate::gateway::matching::{Matcher, Wanted};
 use crate::gateway::upstream::Upstream;
+use crate::gateway::upstream::config::Protocol;
 use crate::net::files;
 use crate::net::tls::OwnTls;
 use crate::protocol::htu::{Htu, Origin};
@@ -50,6 +52,8 @@ pub struct Route {
     pub resource: String,
     /// Where it goes.
     pub upstream: Arc<Upstream>,
+    /// Pages that may call it.
+    pub cors: Option<Cors>,
     /// Descriptors of the gRPC services behind it.
     pub descriptors: Option<Descriptors>,
     /// What is masked.
@@ -232,6 +236,7 @@ fn route(
         Upstream::new(&config.upstream, sources.base, sources.own).map_err(|e| bad(format!("upstream: {e}")))?;
     let present = sources.present.into_iter().flat_map(Rules::routes).map(|r| &r.upstream);
     let upstream = present.into_iter().find(|u| u.is_same(&upstream)).cloned().unwrap_or_else(|| Arc::new(upstream));
+    let cors = config.cors.as_ref().map(|c| Cors::new(c).map_err(|e| bad(format!("cors: {e}")))).transpose()?;
     let descriptors = config.descriptors.as_ref().map(|file| Descriptors::read(&sources.base.join(file)));
     let descriptors = descriptors.transpose().map_err(|e| bad(format!("descriptors: {e}")))?;
     let inject = config.inject.as_ref().map(|i| inject(i, sources.base).map_err(&bad)).transpose()?;
@@ -239,7 +244,10 @@ fn route(
         .operations
         .iter()
         .map(|o| operation(o).map_err(|e| bad(format!("operation {:?}: {e}", o.name))))
-        .collect::<Result<_, _>>()?;
+        .collect::<Result<Vec<_>, _>>()?;
+    if config.upstream.protocol == Protocol::Http2 && operations.iter().any(|o| o.websocket != WebSocket::Off) {
+        return Err(bad("a WebSocket goes upstream over HTTP/1.1: upstream.protocol must be auto or http1".into()));
+    }
     let introspect = config
         .introspect
         .iter()
@@ -250,6 +258,7 @@ fn route(
         matcher,
         resource,
         upstream,
+        cors,
         descriptors,
         mask,
         record: config.record,

@@ -9,7 +9,7 @@ use arc_swap::ArcSwap;
 use bytes::Bytes;
 use http::request::Parts;
 use http::{Method, Request, Response, StatusCode, header};
-use hyper::body::Incoming as IncomingBody;
+use hyper::body::{Body as _, Incoming as IncomingBody};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -24,6 +24,7 @@ use crate::gateway::authenticate::{Caller, Demand, Unproved, bad_proof};
 use crate::gateway::authorize;
 use crate::gateway::bounds::Bounds;
 use crate::gateway::config::Access;
+use crate::gateway::cors;
 use crate::gateway::forward::{Outgoing, Unanswered};
 use crate::gateway::headers;
 use crate::gateway::mask;
@@ -145,16 +146,25 @@ impl Gateway {
             };
         }
         let rules = self.rules.load_full();
+        let asked = cors::asked(&request);
         let route = rules.route(&Wanted {
             origin: &request.origin,
             path: request.path.as_str(),
-            method: request.method().as_str(),
+            method: asked.and_then(|m| m.to_str().ok()).unwrap_or_else(|| request.method().as_str()),
             headers: &request.head.headers,
         });
-        match self.authenticate(peer, &request, &demand(route)).await {
+        let page = route.and_then(|r| r.cors.as_ref()?.allowed(&request.head.headers));
+        if let (Some(method), Some(page), Some(cors)) = (asked, &page, route.and_then(|r| r.cors.as_ref())) {
+            return cors.answer(page, method);
+        }
+        let mut response = match self.authenticate(peer, &request, &demand(route)).await {
             Err(unproved) => self.refuse(request_id, &path, unproved).await,
             Ok(caller) => self.proved(&rules, route, &Arc::new(request), body, &Arc::new(caller)).await,
+        };
+        if let Some(page) = page {
+            cors::show(&page, response.headers_mut());
         }
+        response
     }
 
     /// Gives the target its one reading. `Host` is held against configuration and then forgotten.
@@ -248,11 +258,15 @@ impl Gateway {
         let seen = Seen {
             method,
             path: request.path.as_str(),
+            query: request.query(),
             body: bytes_of(&body).map(|b| &b[..]),
             header: &|name| authorize::one_header(headers, name),
             headers_named: &|prefix| authorize::headers_named(headers, prefix),
         };
         let matched = authorize::classify(route, &seen, &rules.policy)?;
+        if matched.operation.reads_body() {
+            authorize::readable(headers)?;
+        }
         *operation = Some(matched.operation.name.clone());
         if request.handshake.is_some() && matched.operation.websocket == WebSocket::Off {
             return Err(authorize::unlisted(&rules.policy, "the operation with this path opens no WebSocket"));
@@ -343,7 +357,7 @@ impl Gateway {
             let relay = self.relay(asking, exchange, bounds, place);
             return websocket::open(relay, handshake, &parts.headers, shown, upgraded);
         }
-        let mut treatment = mask::treatment(asking.route, asking.request, &parts, secret)?;
+        let mut treatment = mask::treatment(asking.route, asking.request, &parts, body.is_end_stream(), secret)?;
         let events =
             parts.headers.get(header::CONTENT_TYPE).is_some_and(|v| v.as_bytes().starts_with(b"text/event-stream"));
         let mut body = if self.judges_calls(asking) {
@@ -368,8 +382,8 @@ impl Gateway {
         if decoded {
             parts.headers.remove(header::CONTENT_ENCODING);
         }
-        if let Some(rules) = &asking.route.mask {
-            mask::headers(rules, &mut parts.headers);
+        if let Some(rules) = mask::rules(asking.route, secret) {
+            mask::headers(&rules, &mut parts.headers);
         }
         parts.version = http::Version::HTTP_11;
         parts.extensions.clear();
@@ -389,6 +403,7 @@ impl Gateway {
             route: asking.route.name.clone(),
             websocket: asking.websocket,
             mask: mask::rules(asking.route, asking.injected.map(|i| i.secret.as_slice())),
+            reads: asking.route.mask.is_some(),
             exchange: exchange.clone(),
             bounds,
             idle: asking.route.upstream.idle(),

@@ -14,7 +14,7 @@ use http::{Method, Response, StatusCode, Version};
 use hyper::ext::Protocol;
 use hyper::upgrade::{OnUpgrade, Upgraded};
 use hyper_util::rt::TokioIo;
-use tokio::time::{Instant, timeout};
+use tokio::time::{Instant, Interval, timeout};
 use tokio_tungstenite::WebSocketStream;
 use tokio_tungstenite::tungstenite::handshake::derive_accept_key;
 use tokio_tungstenite::tungstenite::protocol::frame::coding::CloseCode;
@@ -178,6 +178,8 @@ pub struct Relay {
     pub websocket: WebSocket,
     /// Masks what comes back; the injected credential is among its exact values.
     pub mask: Option<Arc<MaskRules>>,
+    /// Whether the route has a mask, which must be able to read what passes; else only the credential is looked for.
+    pub reads: bool,
     /// Its evidence.
     pub exchange: Exchange,
     /// What ends it.
@@ -248,8 +250,9 @@ impl Relay {
 
     /// Client → upstream.
     async fn inbound(&self, from: &mut SplitStream<Socket>, to: &mut SplitSink<Socket, Message>) -> End {
+        let mut due = self.pings();
         loop {
-            let message = match self.next(from, to, (Cut::ClientGone, Cut::Upstream)).await {
+            let message = match self.next(from, to, &mut due, (Cut::ClientGone, Cut::Upstream)).await {
                 Ok(message) => message,
                 Err(end) => return end,
             };
@@ -268,6 +271,10 @@ impl Relay {
             if self.exchange.request_message(payload).is_err() {
                 return End::Cut(Cut::Unrecorded);
             }
+            let message = match self.towards_upstream(message) {
+                Ok(message) => message,
+                Err(cut) => return End::Cut(cut),
+            };
             if to.send(message).await.is_err() {
                 return End::Cut(Cut::Upstream);
             }
@@ -276,8 +283,9 @@ impl Relay {
 
     /// Upstream → client.
     async fn outbound(&self, from: &mut SplitStream<Socket>, to: &mut SplitSink<Socket, Message>) -> End {
+        let mut due = self.pings();
         loop {
-            let message = match self.next(from, to, (Cut::Upstream, Cut::ClientGone)).await {
+            let message = match self.next(from, to, &mut due, (Cut::Upstream, Cut::ClientGone)).await {
                 Ok(message) => message,
                 Err(end) => return end,
             };
@@ -297,15 +305,22 @@ impl Relay {
         }
     }
 
+    /// When an end is asked whether it is there.
+    fn pings(&self) -> Interval {
+        let mut due = tokio::time::interval_at(Instant::now() + self.idle / 3, self.idle / 3);
+        due.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        due
+    }
+
     /// The next message of one end. The other is asked meanwhile whether it is there; its answers come in where it is read.
     async fn next(
         &self,
         from: &mut SplitStream<Socket>,
         other: &mut SplitSink<Socket, Message>,
+        due: &mut Interval,
         gone: (Cut, Cut),
     ) -> Result<Message, End> {
         let deadline = Instant::now() + self.idle;
-        let mut due = tokio::time::interval_at(Instant::now() + self.idle / 3, self.idle / 3);
         let received = loop {
             tokio::select! {
                 received = from.next() => break received,
@@ -333,6 +348,19 @@ impl Relay {
         self.gateway.judge_message(&self.caller, &self.request, &self.route, payload)
     }
 
+    /// What upstream gets of a message, where the mask is for requests, too.
+    fn towards_upstream(&self, message: Message) -> Result<Message, Cut> {
+        match (&self.mask, &message) {
+            (Some(rules), Message::Text(text)) if rules.requests => {
+                let masked = masking::mask_whole(rules, masking::sniffed(text.as_bytes()), text.as_bytes());
+                let masked = masked.ok().and_then(|m| String::from_utf8(m).ok()).ok_or(Cut::Masked)?;
+                Ok(Message::text(masked))
+            }
+            (Some(rules), Message::Binary(_)) if rules.requests => Err(Cut::Masked),
+            _ => Ok(message),
+        }
+    }
+
     /// What may go to the client of a message from upstream.
     fn masked(&self, message: Message) -> Result<Message, Cut> {
         let Some(rules) = &self.mask else {
@@ -348,7 +376,12 @@ impl Relay {
         };
         Ok(match message {
             Message::Text(plain) => Message::text(text(plain.as_bytes())?),
-            Message::Binary(_) => return Err(Cut::Masked),
+            Message::Binary(_) if self.reads => return Err(Cut::Masked),
+            Message::Binary(bytes) => {
+                let (masked, counts) = masking::mask_text(rules, &bytes).map_err(|_| Cut::Masked)?;
+                self.exchange.masked_more(counts);
+                Message::binary(masked)
+            }
             Message::Close(Some(frame)) => {
                 let reason = Utf8Bytes::from(shortened(text(frame.reason.as_bytes())?));
                 Message::Close(Some(CloseFrame { code: frame.code, reason }))
@@ -407,7 +440,11 @@ impl End {
     fn frames(self) -> (Option<CloseFrame>, Option<CloseFrame>) {
         let frame = |code, reason: String| Some(CloseFrame { code, reason: shortened(reason).into() });
         match self {
-            Self::Client(sent) => (sent.clone(), sent),
+            // Its reason was judged by nobody: the code is enough.
+            Self::Client(sent) => {
+                let code = sent.as_ref().map(|f| f.code);
+                (sent, code.and_then(|code| frame(code, String::new())))
+            }
             Self::Upstream(sent) => (sent.clone(), sent),
             Self::Denied(why) => (frame(CloseCode::Policy, why), frame(CloseCode::Away, String::new())),
             Self::Broken(code) => (frame(code, String::new()), frame(CloseCode::Away, String::new())),

@@ -20,13 +20,39 @@ pub enum CodingError {
 }
 
 enum Codec {
-    Gzip(MultiGzDecoder<Vec<u8>>),
-    Brotli(Box<DecompressorWriter<Vec<u8>>>),
-    Zstd(Box<zstd::stream::write::Decoder<'static, Vec<u8>>>),
+    Gzip(MultiGzDecoder<Sink>),
+    Brotli(Box<DecompressorWriter<Sink>>),
+    Zstd(Box<zstd::stream::write::Decoder<'static, Sink>>),
     /// What is called deflate is zlib's form of it, or, by some, the bare one: its first byte tells.
     Deflate,
-    Zlib(ZlibDecoder<Vec<u8>>),
-    Bare(DeflateDecoder<Vec<u8>>),
+    Zlib(ZlibDecoder<Sink>),
+    Bare(DeflateDecoder<Sink>),
+}
+
+/// Where a decoder writes: as much as it may, and no more.
+#[derive(Default)]
+struct Sink {
+    bytes: Vec<u8>,
+    room: u64,
+    burst: bool,
+}
+
+impl Write for Sink {
+    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+        match self.room.checked_sub(bytes.len() as u64) {
+            Some(room) => self.room = room,
+            None => {
+                self.burst = true;
+                return Err(std::io::Error::other("more than may be"));
+            }
+        }
+        self.bytes.extend_from_slice(bytes);
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        Ok(())
+    }
 }
 
 /// A body in one coding.
@@ -40,10 +66,10 @@ impl Decoder {
     /// For one `Content-Encoding`; none for one that is not known.
     pub fn new(coding: &str) -> Option<Self> {
         let codec = match coding.trim().to_ascii_lowercase().as_str() {
-            "gzip" | "x-gzip" => Codec::Gzip(MultiGzDecoder::new(Vec::new())),
-            "br" => Codec::Brotli(Box::new(DecompressorWriter::new(Vec::new(), 4096))),
+            "gzip" | "x-gzip" => Codec::Gzip(MultiGzDecoder::new(Sink::default())),
+            "br" => Codec::Brotli(Box::new(DecompressorWriter::new(Sink::default(), 4096))),
             "zstd" => {
-                let mut decoder = zstd::stream::write::Decoder::new(Vec::new()).ok()?;
+                let mut decoder = zstd::stream::write::Decoder::new(Sink::default()).ok()?;
                 // RFC 9659: no window above 8 MiB.
                 decoder.window_log_max(23).ok()?;
                 Codec::Zstd(Box::new(decoder))
@@ -62,25 +88,24 @@ impl Decoder {
             if let (Codec::Deflate, Some(first)) = (&self.codec, piece.first()) {
                 let zlib = first & 0x0f == 8 && first >> 4 <= 7;
                 self.codec = if zlib {
-                    Codec::Zlib(ZlibDecoder::new(Vec::new()))
+                    Codec::Zlib(ZlibDecoder::new(Sink::default()))
                 } else {
-                    Codec::Bare(DeflateDecoder::new(Vec::new()))
+                    Codec::Bare(DeflateDecoder::new(Sink::default()))
                 };
             }
-            let written = match &mut self.codec {
-                Codec::Gzip(d) => through(d, piece, MultiGzDecoder::get_mut),
-                Codec::Brotli(d) => through(d.as_mut(), piece, DecompressorWriter::get_mut),
-                Codec::Zstd(d) => through(d.as_mut(), piece, |d| d.get_mut()),
-                Codec::Zlib(d) => through(d, piece, ZlibDecoder::get_mut),
-                Codec::Bare(d) => through(d, piece, DeflateDecoder::get_mut),
-                Codec::Deflate => Some(Vec::new()),
-            };
-            let written = written.ok_or(CodingError::Malformed)?;
             self.read += piece.len() as u64;
+            // Decoding stops where the limit is, and not a piece later.
+            let room = FREE.max(self.read.saturating_mul(RATIO)) - self.written;
+            let written = match &mut self.codec {
+                Codec::Gzip(d) => through(d, piece, room, MultiGzDecoder::get_mut),
+                Codec::Brotli(d) => through(d.as_mut(), piece, room, DecompressorWriter::get_mut),
+                Codec::Zstd(d) => through(d.as_mut(), piece, room, |d| d.get_mut()),
+                Codec::Zlib(d) => through(d, piece, room, ZlibDecoder::get_mut),
+                Codec::Bare(d) => through(d, piece, room, DeflateDecoder::get_mut),
+                Codec::Deflate => Ok(Vec::new()),
+            };
+            let written = written?;
             self.written += written.len() as u64;
-            if self.written > FREE && self.written > self.read.saturating_mul(RATIO) {
-                return Err(CodingError::Bomb);
-            }
             all.extend(written);
         }
         Ok(all)
@@ -92,17 +117,28 @@ impl Decoder {
             Codec::Gzip(d) => d.finish().ok(),
             Codec::Zlib(d) => d.finish().ok(),
             Codec::Bare(d) => d.finish().ok(),
-            Codec::Deflate => Some(Vec::new()),
+            Codec::Deflate => Some(Sink::default()),
             Codec::Brotli(d) => d.into_inner().ok(),
             Codec::Zstd(mut d) => d.flush().is_ok().then(|| d.into_inner()),
         };
-        rest.ok_or(CodingError::Malformed)
+        rest.map(|sink| sink.bytes).ok_or(CodingError::Malformed)
     }
 }
 
-fn through<W: Write>(decoder: &mut W, piece: &[u8], inner: impl FnOnce(&mut W) -> &mut Vec<u8>) -> Option<Vec<u8>> {
-    decoder.write_all(piece).and_then(|()| decoder.flush()).ok()?;
-    Some(std::mem::take(inner(decoder)))
+fn through<W: Write>(
+    decoder: &mut W,
+    piece: &[u8],
+    room: u64,
+    inner: impl Fn(&mut W) -> &mut Sink,
+) -> Result<Vec<u8>, CodingError> {
+    inner(decoder).room = room;
+    let done = decoder.write_all(piece).and_then(|()| decoder.flush());
+    let sink = inner(decoder);
+    match done {
+        Ok(()) => Ok(std::mem::take(&mut sink.bytes)),
+        Err(_) if sink.burst => Err(CodingError::Bomb),
+        Err(_) => Err(CodingError::Malformed),
+    }
 }
 
 #[cfg(test)]

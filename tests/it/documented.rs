@@ -12,6 +12,7 @@ pub enum Page {
     Refusals,
     Smuggling,
     Gateway,
+    Masking,
 }
 
 /// Compares, or writes anew if `POPGATE_TEST_WRITE_DOCS` is set. The first row is the heading.
@@ -21,6 +22,7 @@ pub fn compare(page: Page, table: &[[String; 4]]) {
         Page::Oauth => "docs/integrations/oauth.md",
         Page::Refusals => "docs/refusals.md",
         Page::Gateway => "docs/integrations/gateway.md",
+        Page::Masking => "docs/masking.md",
         Page::Smuggling => "docs/smuggling.md",
     };
     let mut text = String::new();

@@ -153,3 +153,39 @@ async fn an_endpoint_that_is_unwell_gets_no_requests_until_it_is_well_and_a_relo
     let host = good.seen().into_iter().find(|s| s.target == "/p/x").expect("one").headers["host"].clone();
     assert_eq!(host, good.address.as_str(), "the pool is one authority to all of its endpoints");
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn pages_that_are_named_may_call_and_read_answers_and_others_learn_nothing() {
+    let upstream = Upstream::start().await;
+    let routes = route(
+        "c",
+        "/c",
+        &format!("url = \"http://{}\"", upstream.address),
+        "cors = { origins = [\"https://app.example\"], headers = [\"x-app\"] }",
+    ) + &operation("x.get", "GET /c/**", "");
+    let service = Service::start_routes(&routes, &["x.get"], &[]).await;
+    let solver = service.solver().await;
+    let url = service.url("gateway", "/c/x");
+    let asking = [("origin", "https://app.example"), ("access-control-request-method", "GET")];
+    let told = solver.raw("OPTIONS", &url, &asking, false).await;
+    assert_eq!((told.status, told.header("access-control-allow-origin")), (204, "https://app.example"));
+    assert_eq!(told.header("access-control-allow-methods"), "GET");
+    assert_eq!(
+        told.header("access-control-allow-headers"),
+        "authorization, dpop, content-type, popgate-approval, x-app"
+    );
+    let refused = solver.raw("GET", &url, &asking[..1], false).await;
+    assert_eq!((refused.status, refused.header("access-control-allow-origin")), (401, "https://app.example"));
+    assert!(refused.header("access-control-expose-headers").contains("dpop-nonce"));
+    let answer = solver.call("GET", &url, &asking[..1], "").await;
+    assert_eq!((answer.status, answer.header("access-control-allow-origin")), (200, "https://app.example"));
+    for other in ["https://evil.example", "http://app.example", "https://app.example:444", "null"] {
+        let told = solver.raw("OPTIONS", &url, &[("origin", other), asking[1]], false).await;
+        assert_eq!((told.status, told.header("access-control-allow-origin")), (401, ""), "{other}");
+        let answer = solver.call("GET", &url, &[("origin", other)], "").await;
+        assert_eq!((answer.status, answer.header("access-control-allow-origin")), (200, ""), "{other}");
+    }
+    let elsewhere = solver.raw("OPTIONS", &service.url("gateway", "/v1/runs/r1"), &asking, false).await;
+    assert_eq!(elsewhere.status, 401, "a route that names no pages");
+    assert_eq!(upstream.seen().iter().filter(|s| s.method == "OPTIONS").count(), 0);
+}

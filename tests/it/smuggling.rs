@@ -543,7 +543,7 @@ impl Bench {
 }
 
 /// An integer with a seven-bit prefix (RFC 7541 §5.1).
-fn integer(mut n: usize, out: &mut Vec<u8>) {
+pub fn integer(mut n: usize, out: &mut Vec<u8>) {
     if n < 127 {
         out.push(n as u8);
         return;
@@ -557,7 +557,7 @@ fn integer(mut n: usize, out: &mut Vec<u8>) {
     out.push(n as u8);
 }
 
-fn frame(kind: u8, flags: u8, stream: u32, payload: &[u8], out: &mut Vec<u8>) {
+pub fn frame(kind: u8, flags: u8, stream: u32, payload: &[u8], out: &mut Vec<u8>) {
     out.extend(&(payload.len() as u32).to_be_bytes()[1..]);
     out.push(kind);
     out.push(flags);

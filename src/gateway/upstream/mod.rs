@@ -188,9 +188,7 @@ impl Upstream {
         }
         let known = |site: usize, address: SocketAddr| {
             let known = before.iter().find(|e| e.site == site && e.address == address).cloned();
-            known.unwrap_or_else(|| {
-                Arc::new(Endpoint::new(site, address, dial::connections(&self.sites[site].dialling, address)))
-            })
+            known.unwrap_or_else(|| Arc::new(Endpoint::new(site, address, &self.sites[site].dialling)))
         };
         let endpoints: Vec<Arc<Endpoint>> = found.into_iter().map(|(site, address)| known(site, address)).collect();
         self.endpoints.store(Arc::new(endpoints));
@@ -207,8 +205,14 @@ impl Upstream {
     }
 
     /// Sends a request. Another endpoint is tried only while nothing of it went out: no connection came about, or upstream
-    /// says that it did not look at it (RFC 9113 section 8.7).
-    pub async fn send(&self, head: &Parts, target: &str, body: AnyBody) -> Result<(Response<Incoming>, Place), Unsent> {
+    /// says that it did not look at it (RFC 9113 section 8.7). `blameless` says whether a failure is the client's.
+    pub async fn send(
+        &self,
+        head: &Parts,
+        target: &str,
+        body: AnyBody,
+        blameless: &(dyn Fn() -> bool + Sync),
+    ) -> Result<(Response<Incoming>, Place), Unsent> {
         let endpoints = self.endpoints().await;
         if endpoints.is_empty() {
             return Err(Unsent::Unreachable("its name comes to no address".into()));
@@ -221,7 +225,7 @@ impl Upstream {
             tried.push(endpoint.address);
             let Some(lent) = body.lend() else { break };
             let place = Place::take(endpoint, &self.total, self.config.max_requests).ok_or(Unsent::Overloaded)?;
-            match self.once(head, target, lent, &place).await {
+            match self.once(head, target, lent, &place, blameless).await {
                 Ok(response) => return Ok((response, place)),
                 Err((error, may_retry)) => {
                     last = error;
@@ -240,12 +244,16 @@ impl Upstream {
         target: &str,
         body: AnyBody,
         place: &Place,
+        blameless: &(dyn Fn() -> bool + Sync),
     ) -> Result<Response<Incoming>, (Unsent, bool)> {
         let endpoint = place.endpoint();
         let mut request = Request::from_parts(head.clone(), body);
         let uri = self.uri(endpoint, target).map_err(|e| (Unsent::Unreachable(e.to_string()), false))?;
         *request.uri_mut() = uri;
-        match endpoint.connections.request(request).await {
+        // Only HTTP/1.1 switches protocols so.
+        let switches = head.headers.contains_key(http::header::UPGRADE);
+        let connections = if switches { &endpoint.upgrading } else { &endpoint.connections };
+        match connections.request(request).await {
             Ok(response) => {
                 // What a proxy before the service says of it speaks against the endpoint, too.
                 match response.status() {
@@ -257,7 +265,10 @@ impl Upstream {
                 Ok(response)
             }
             Err(error) => {
-                self.blame(endpoint);
+                // A client that went, or whose body is malformed, says nothing of the endpoint.
+                if !blameless() {
+                    self.blame(endpoint);
+                }
                 let text = chain(&error);
                 if error.is_connect() {
                     Err((Unsent::Unreachable(text), true))

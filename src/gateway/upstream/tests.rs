@@ -46,7 +46,7 @@ async fn nobody() -> SocketAddr {
 
 async fn get(upstream: &Upstream) -> Result<String, Unsent> {
     let (head, ()) = Request::get("/x").version(Version::HTTP_11).body(()).expect("builds").into_parts();
-    let (response, _place) = upstream.send(&head, "/x", full("")).await?;
+    let (response, _place) = upstream.send(&head, "/x", full(""), &|| false).await?;
     let body = crate::net::body::read(response.into_body(), 100).await.expect("reads");
     Ok(String::from_utf8(body.to_vec()).expect("text"))
 }
@@ -137,7 +137,7 @@ async fn connecting_has_a_time_limit() {
 fn health_needs_its_number_of_answers_in_a_row() {
     let pool = upstream("url = \"http://127.0.0.1:1\"");
     let address = "127.0.0.1:1".parse().expect("an address");
-    let endpoint = Endpoint::new(0, address, dial::connections(&pool.sites[0].dialling, address));
+    let endpoint = Endpoint::new(0, address, &pool.sites[0].dialling);
     let span = Span(Duration::from_secs(1));
     let health = HealthConfig { path: "/".into(), every: span, timeout: span, fall: 3, rise: 2 };
     let now = Instant::now();
@@ -154,7 +154,7 @@ fn health_needs_its_number_of_answers_in_a_row() {
 fn an_endpoint_that_fails_again_stays_out_longer_and_comes_back() {
     let pool = upstream("url = \"http://127.0.0.1:1\"");
     let address = "127.0.0.1:1".parse().expect("an address");
-    let endpoint = Endpoint::new(0, address, dial::connections(&pool.sites[0].dialling, address));
+    let endpoint = Endpoint::new(0, address, &pool.sites[0].dialling);
     let eject = EjectConfig { failures: 2, time: Span(Duration::from_secs(30)), at_most: 100 };
     let at = |seconds| Instant::now() + Duration::from_secs(seconds);
     assert!(!endpoint.failed(&eject, at(0), true));

@@ -54,7 +54,8 @@ pub fn fold(c: char) -> Fold {
     }
     let (mut plain, mut length, mut fits) = ([0; 4], 0, true);
     decompose_compatible(c, |part| match u8::try_from(part) {
-        Ok(byte) if byte.is_ascii_graphic() && length < plain.len() => {
+        // A wide quote or backslash means nothing to JSON.
+        Ok(byte) if byte.is_ascii_graphic() && !matches!(byte, b'"' | b'\\') && length < plain.len() => {
             plain[length] = byte;
             length += 1;
         }

@@ -19,6 +19,8 @@ use crate::protocol::masking::rules::{Counts, FieldAction, MaskRules};
 const MAX_DEPTH: usize = 512;
 /// Longest member name or bare scalar.
 const MAX_HELD: usize = 64 * 1024;
+/// Longest value that is replaced once it is whole.
+const MAX_CAPTURED: usize = 1 << 20;
 const REDACTED_FIELD: &[u8] = b"\"[redacted:field]\"";
 
 struct Container {
@@ -62,6 +64,8 @@ pub struct DeltaString {
     pub path: Vec<Step>,
     /// Its content.
     pub content: Written,
+    /// Raw bytes at its end that read as nothing.
+    pub unseen: Vec<u8>,
 }
 
 /// Masks JSON.
@@ -126,6 +130,10 @@ impl JsonMasker {
         while !rest.is_empty() {
             let used = self.step(rest, out)?;
             rest = &rest[used..];
+            let captured = self.captured.as_ref().map_or(0, |(_, bytes)| bytes.len());
+            if captured > MAX_CAPTURED || self.separator.len() > MAX_HELD {
+                return Err(Blocked::TooLong);
+            }
         }
         if matches!(self.lexing, Lexing::Text(_)) || self.plain_text {
             self.drain(false, out)?;
@@ -154,7 +162,7 @@ impl JsonMasker {
                 Ok(())
             }
             Lexing::Delta(escapes) => {
-                self.delta_content(Written::end);
+                self.end_delta();
                 self.write(&escapes.pending, out);
                 Ok(())
             }
@@ -255,7 +263,7 @@ impl JsonMasker {
         self.write(b"\"", out);
         let path = self.path();
         if self.collect_delta && self.muted_at.is_none() && self.rules.delta.iter().any(|d| d.matches(&path)) {
-            self.deltas.push(DeltaString { at: out.len(), path, content: Written::default() });
+            self.deltas.push(DeltaString { at: out.len(), path, content: Written::default(), unseen: Vec::new() });
             self.lexing = Lexing::Delta(Escapes::default());
         } else {
             self.string = StringScan::in_json();
@@ -292,6 +300,12 @@ impl JsonMasker {
         if name && self.string.written.len() > MAX_HELD { Err(Blocked::TooLong) } else { Ok(()) }
     }
 
+    fn end_delta(&mut self) {
+        if let Some(delta) = self.deltas.last_mut() {
+            delta.unseen = delta.content.end();
+        }
+    }
+
     fn delta_content(&mut self, write: impl FnOnce(&mut Written)) {
         if let Some(delta) = self.deltas.last_mut() {
             write(&mut delta.content);
@@ -323,7 +337,7 @@ impl JsonMasker {
         match std::mem::replace(&mut self.lexing, Lexing::Between) {
             Lexing::Name(_) => return self.end_name(out),
             Lexing::Text(_) => self.drain(true, out)?,
-            Lexing::Delta(_) => self.delta_content(Written::end),
+            Lexing::Delta(_) => self.end_delta(),
             _ => {}
         }
         self.write(b"\"", out);
@@ -340,6 +354,10 @@ impl JsonMasker {
         }
         self.lone = outside;
         self.value_ended();
+        if self.muted_at.is_some() {
+            self.write(token, out);
+            return Ok(());
+        }
         let mut masked = Vec::new();
         let mut found = false;
         let mut scanner = Scanner::default();
@@ -361,15 +379,14 @@ impl JsonMasker {
 
     fn drain(&mut self, whole: bool, out: &mut Vec<u8>) -> Result<(), Blocked> {
         if self.muted_at.is_some() {
-            if whole {
-                self.string.written.end();
+            if self.string.written.is_flooded() {
+                return Err(Blocked::TooLong);
             }
+            let unseen = if whole { self.string.written.end() } else { Vec::new() };
             let all = self.string.written.len();
             if let Some((_, bytes)) = &mut self.captured {
                 bytes.extend(self.string.written.raw(0, all));
-                if bytes.len() > MAX_HELD {
-                    return Err(Blocked::TooLong);
-                }
+                bytes.extend(unseen);
             }
             self.string.written.forget(all);
             return Ok(());

@@ -6,6 +6,9 @@ use crate::protocol::masking::fold::{Fold, fold};
 use crate::protocol::masking::inner::Inner;
 use crate::protocol::masking::rules::{Counts, MaskRules};
 
+/// Most raw bytes in a row that read as nothing.
+const MAX_SKIPPED: usize = 4096;
+
 /// From an offset of the text on, where its raw form lies.
 #[derive(Clone, Copy, Debug)]
 struct Span {
@@ -24,6 +27,8 @@ pub struct Written {
     spans: Vec<Span>,
     /// Raw bytes that read as nothing; they go with the character behind them.
     skipped: Vec<u8>,
+    /// Whether there were ever more of them in a row than may be.
+    flooded: bool,
     /// A character that has begun.
     partial: Vec<u8>,
 }
@@ -81,7 +86,10 @@ impl Written {
     fn character(&mut self, raw: &[u8], character: char) {
         let mut buffer = [0; 4];
         match fold(character) {
-            Fold::Nothing => self.skipped.extend(raw),
+            Fold::Nothing => {
+                self.skipped.extend(raw);
+                self.flooded |= self.skipped.len() > MAX_SKIPPED;
+            }
             Fold::Ascii(byte) => self.collapsed(raw, &[byte]),
             Fold::Several(bytes, length) => self.collapsed(raw, &bytes[..length]),
             Fold::Same => {
@@ -130,12 +138,15 @@ impl Written {
         self.same(&partial);
     }
 
-    /// Nothing follows.
-    pub fn end(&mut self) {
+    /// Nothing follows: gives the raw bytes at the end that read as nothing.
+    pub fn end(&mut self) -> Vec<u8> {
         self.flush();
-        if !self.skipped.is_empty() {
-            self.collapsed(&[], &[]);
-        }
+        std::mem::take(&mut self.skipped)
+    }
+
+    /// Whether more in a row read as nothing than any text has.
+    pub const fn is_flooded(&self) -> bool {
+        self.flooded
     }
 
     /// Appends another stretch, which has ended.
@@ -170,9 +181,6 @@ impl Written {
     }
 
     fn raw_at(&self, at: usize) -> usize {
-        if at == 0 {
-            return 0;
-        }
         if at >= self.text.len() {
             return self.raw.len();
         }
@@ -182,16 +190,6 @@ impl Written {
             Some(span) if span.plain => span.raw + at - span.text,
             Some(span) => span.raw,
             None => 0,
-        }
-    }
-
-    /// Raw bytes that no text stands for.
-    fn leftover(&mut self) -> Vec<u8> {
-        if self.text.is_empty() {
-            self.spans.clear();
-            std::mem::take(&mut self.raw)
-        } else {
-            Vec::new()
         }
     }
 
@@ -253,9 +251,10 @@ impl StringScan {
         counts: &mut Counts,
         out: &mut Vec<u8>,
     ) -> Result<(), Blocked> {
-        if whole {
-            self.written.end();
+        if self.written.is_flooded() {
+            return Err(Blocked::TooLong);
         }
+        let unseen = if whole { self.written.end() } else { Vec::new() };
         let (written, inner) = (&self.written, &mut self.inner);
         let decided = self.scanner.scan(rules, written.text(), whole, counts, &mut |piece| match piece {
             Piece::Keep(start, end) => {
@@ -266,9 +265,7 @@ impl StringScan {
             Piece::Insert(_, replacement) => inner.write(&replacement, out),
         })?;
         self.written.forget(decided);
-        if whole {
-            out.extend(self.written.leftover());
-        }
+        out.extend(unseen);
         Ok(())
     }
 
@@ -280,9 +277,6 @@ impl StringScan {
         counts: &mut Counts,
         pieces: &mut Vec<Piece>,
     ) -> Result<usize, Blocked> {
-        if whole {
-            self.written.end();
-        }
         let (written, inner) = (&self.written, &mut self.inner);
         self.scanner.scan(rules, written.text(), whole, counts, &mut |piece| {
             pieces.push(match piece {

@@ -9,6 +9,8 @@ use crate::protocol::masking::{Blocked, Masker};
 
 /// Longest header of a part.
 const MAX_HEADER: usize = 16 * 1024;
+/// Most blanks behind a delimiter.
+const MAX_BLANKS: usize = 1024;
 
 enum Place {
     /// Before the first part, in one, or behind the last: what passes is masked.
@@ -27,8 +29,8 @@ pub struct MultipartMasker {
     place: Place,
     /// What is not decided. It begins as if a line had ended, so that a body may begin with a delimiter.
     held: Vec<u8>,
-    /// Whether `held` begins with the line end that nobody sent.
-    lent: bool,
+    /// How many of `held`'s first bytes are of a line end that is not to be written: nobody sent it, or it was written.
+    lent: usize,
     /// Whether a part may stand here: not before the first, nor behind the last.
     in_part: bool,
     counts: Counts,
@@ -39,7 +41,7 @@ impl MultipartMasker {
     pub fn new(rules: Arc<MaskRules>, boundary: &str) -> Self {
         let delimiter = [b"\r\n--", boundary.as_bytes()].concat();
         let place = Place::Content(Box::new(Masker::bytes(rules.clone())));
-        Self { rules, delimiter, place, held: b"\r\n".to_vec(), lent: true, in_part: false, counts: Counts::new() }
+        Self { rules, delimiter, place, held: b"\r\n".to_vec(), lent: 2, in_part: false, counts: Counts::new() }
     }
 
     /// See [`super::Masker::push`].
@@ -82,7 +84,7 @@ impl MultipartMasker {
                     return Ok(false);
                 }
                 self.end_content(out)?;
-                let skip = if std::mem::take(&mut self.lent) { 2 } else { 0 };
+                let skip = std::mem::take(&mut self.lent);
                 out.extend(&self.delimiter[skip..]);
                 self.held.drain(..self.delimiter.len());
                 self.place = Place::Delimiter;
@@ -92,10 +94,16 @@ impl MultipartMasker {
             Place::Header => {
                 // The line that ended the delimiter may be the empty one.
                 let Some(end) = memmem::find(&self.held, b"\r\n\r\n") else {
-                    return if self.held.len() > MAX_HEADER { Err(Blocked::TooLong) } else { Ok(false) };
+                    return if self.held.len() > MAX_HEADER + 4 { Err(Blocked::TooLong) } else { Ok(false) };
                 };
+                if end > MAX_HEADER {
+                    return Err(Blocked::TooLong);
+                }
                 let header: Vec<u8> = self.held.drain(..end + 4).collect();
                 self.begin_part(&header, out)?;
+                // A part may have no body, and its delimiter follows the empty line at once.
+                self.held.splice(..0, *b"\r\n");
+                self.lent = 2;
                 Ok(true)
             }
         }
@@ -110,6 +118,9 @@ impl MultipartMasker {
             return Ok(true);
         }
         let blanks = self.held.iter().take_while(|b| matches!(b, b' ' | b'\t')).count();
+        if blanks > MAX_BLANKS {
+            return Err(Blocked::TooLong);
+        }
         match &self.held[blanks..] {
             [] | [b'\r' | b'-'] => Ok(false),
             [b'\r', b'\n', ..] => {
@@ -129,7 +140,7 @@ impl MultipartMasker {
         for line in text.split("\r\n").filter(|l| !l.is_empty()) {
             let (name, value) = line.split_once(':').ok_or(Blocked::Malformed)?;
             let value = value.trim();
-            match name.to_ascii_lowercase().as_str() {
+            match name.trim().to_ascii_lowercase().as_str() {
                 "content-type" => kind = value,
                 "content-encoding" => return Err(Blocked::Coding),
                 "content-transfer-encoding"
@@ -152,11 +163,9 @@ impl MultipartMasker {
     }
 
     fn content(&mut self, bytes: &[u8], out: &mut Vec<u8>) -> Result<(), Blocked> {
-        let mut bytes = bytes;
-        if self.lent && !bytes.is_empty() {
-            bytes = bytes.get(2..).unwrap_or_default();
-            self.lent = false;
-        }
+        let lent = self.lent.min(bytes.len());
+        self.lent -= lent;
+        let bytes = &bytes[lent..];
         // Rules on fields would be lost on what stands outside of parts.
         if !self.in_part && !self.rules.fields.is_empty() && bytes.iter().any(|b| !b.is_ascii_whitespace()) {
             return Err(Blocked::Malformed);

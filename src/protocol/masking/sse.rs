@@ -34,6 +34,8 @@ struct Line {
 struct Slot {
     at: usize,
     content: Vec<u8>,
+    /// Raw bytes at its end that read as nothing.
+    after: Vec<u8>,
     /// Text bytes that are not decided.
     open: usize,
 }
@@ -170,16 +172,21 @@ impl SseMasker {
         let size = lines.iter().map(|l| l.content.len() + l.end.len() + LINE_COST).sum();
         let mut event = Waiting { number, lines, data: None, slots: Vec::new(), size };
         let mut touched = Vec::new();
-        let mut ended = false;
+        let mut ended = Ended::Choices(Vec::new());
         if let Some(joined) = joined {
             ended = ends_choices(&joined);
             let (data, deltas) = self.mask_data(&joined)?;
             event.data = Some(data);
-            let document =
-                if deltas.is_empty() { Value::Null } else { serde_json::from_slice(&joined).unwrap_or(Value::Null) };
+            // Which string goes on is read from the whole event; one that cannot be read would be joined to another.
+            let document = if deltas.is_empty() {
+                Value::Null
+            } else {
+                serde_json::from_slice(&joined).map_err(|_| Blocked::Malformed)?
+            };
             for (slot, delta) in deltas.into_iter().enumerate() {
                 let key = stable_key(&delta.path, &document);
-                event.slots.push(Slot { at: delta.at, content: Vec::new(), open: delta.content.len() });
+                let (content, after) = (Vec::new(), delta.unseen);
+                event.slots.push(Slot { at: delta.at, content, after, open: delta.content.len() });
                 let continued = self.continued.entry(key.clone()).or_insert_with(Continued::new);
                 continued.sources.push_back((number, slot, delta.content.len()));
                 continued.scan.written.append(&delta.content);
@@ -197,10 +204,26 @@ impl SseMasker {
         for key in touched {
             self.advance(&key, false)?;
         }
-        if ended {
-            self.end_continued()?;
+        match ended {
+            Ended::All => self.end_continued()?,
+            Ended::Choices(numbers) => {
+                for number in numbers {
+                    self.end_choice(number)?;
+                }
+            }
         }
         self.release(out);
+        Ok(())
+    }
+
+    /// Nothing continues the strings of one choice.
+    fn end_choice(&mut self, number: u64) -> Result<(), Blocked> {
+        let front = format!(".choices[{number}]");
+        let keys: Vec<String> = self.continued.keys().filter(|k| k.starts_with(&front)).cloned().collect();
+        for key in keys {
+            self.advance(&key, true)?;
+            self.continued.remove(&key);
+        }
         Ok(())
     }
 
@@ -348,6 +371,7 @@ fn with_slots(data: &[u8], slots: &[Slot]) -> Vec<u8> {
     for slot in slots {
         out.extend(&data[from..slot.at]);
         out.extend(&slot.content);
+        out.extend(&slot.after);
         from = slot.at;
     }
     out.extend(&data[from..]);
@@ -368,17 +392,26 @@ fn joined_data(lines: &[Line]) -> Option<Vec<u8>> {
     (!values.is_empty()).then(|| values.join(&b'\n'))
 }
 
-/// Whether an event says that no choice goes on: `[DONE]`, or a reason to finish in each choice it has.
-fn ends_choices(data: &[u8]) -> bool {
+/// What an event says of strings that go on no more.
+enum Ended {
+    /// All of them.
+    All,
+    /// Those of these choices.
+    Choices(Vec<u64>),
+}
+
+/// What an event ends: all at `[DONE]`, and each choice that has a reason to finish.
+fn ends_choices(data: &[u8]) -> Ended {
     if data == b"[DONE]" {
-        return true;
+        return Ended::All;
     }
     if memchr::memmem::find(data, b"finish_reason").is_none() {
-        return false;
+        return Ended::Choices(Vec::new());
     }
     let document: Value = serde_json::from_slice(data).unwrap_or(Value::Null);
     let choices = document["choices"].as_array().map(Vec::as_slice).unwrap_or_default();
-    choices.len() == 1 && choices[0]["finish_reason"].is_string() && choices[0]["index"].as_u64().unwrap_or(0) == 0
+    let finished = choices.iter().enumerate().filter(|(_, c)| c["finish_reason"].is_string());
+    Ended::Choices(finished.map(|(position, c)| c["index"].as_u64().unwrap_or(position as u64)).collect())
 }
 
 /// Names a delta string by the `index` members of the array items on its way, where they have one: a stream may put

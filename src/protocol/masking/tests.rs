@@ -392,6 +392,81 @@ fn parts_of_a_multipart_body_are_masked_as_what_they_are() {
 }
 
 #[test]
+fn what_reads_as_nothing_behind_a_value_stays_however_it_comes() {
+    assert_any_chunking(JSON, &format!("[\"{KEY}\\u200b\"]"), "[\"[redacted:secret]\\u200b\"]");
+    assert_any_chunking("text/plain", &format!("{KEY}\u{200b}"), "[redacted:secret]\u{200b}");
+    let fields = with(&[EntityKind::Card], |rules| {
+        rules.key = b"one".to_vec();
+        rules.fields.push(FieldRule { path: FieldPath::parse("$.id").expect("a path"), action: FieldAction::Token });
+    });
+    let body = "{\"id\":\"abc\u{200b}\"}";
+    assert_any_cut(&fields, JSON, body, &whole(&fields, JSON, body));
+    let token = |id: &str| whole(&fields, JSON, &format!("{{\"id\":{id}}}"));
+    assert_ne!(token("4111111111111111"), token("5555555555554444"), "the value counts, and not its mask");
+    let alone = delta(0, "hi. ") + &delta(0, "\u{fe0f}") + "data: [DONE]\n\n";
+    assert_any_chunking(SSE, &alone, &alone);
+    let endless = "\u{200b}".repeat(100_000);
+    assert_eq!(mask_whole(&rules(), "text/plain", format!("a{endless}b").as_bytes()), Err(Blocked::TooLong), "whole");
+    let mut masker = Masker::for_content_type(&rules(), "text/plain").expect("readable");
+    let mut out = Vec::new();
+    let pushed = endless.as_bytes().chunks(999).try_for_each(|chunk| masker.push(chunk, &mut out));
+    assert_eq!(pushed, Err(Blocked::TooLong), "no more is held than may be");
+}
+
+#[test]
+fn a_choice_that_ends_ends_no_other() {
+    let end =
+        |n: usize| format!("data: {{\"choices\":[{{\"index\":{n},\"delta\":{{}},\"finish_reason\":\"stop\"}}]}}\n\n");
+    let body = delta(1, "4111 1111") + &end(0) + &delta(1, " 1111 1111") + &end(1);
+    let want = delta(1, "") + &end(0) + &delta(1, "[redacted:card]") + &end(1);
+    assert_any_chunking(SSE, &body, &want);
+    let lone = format!("{}{}", delta(1, "41111111"), delta(1, "11111111 \\ud83d"));
+    assert_eq!(mask_whole(&rules(), SSE, lone.as_bytes()), Err(Blocked::Malformed));
+}
+
+#[test]
+fn a_replacement_that_waits_for_its_values_end_is_written_at_the_end_of_a_stream_too() {
+    let token = with(&[EntityKind::Secret], |rules| {
+        rules.strategy = Strategy::Token;
+        rules.key = b"one".to_vec();
+    });
+    let body = delta(0, &format!("key {KEY}")) + "data: [DONE]\n\n";
+    let masked = whole(&token, SSE, &body);
+    assert!(masked.contains("key [secret:"), "{masked}");
+    assert_any_cut(&token, SSE, &body, &masked);
+    let twice = delta(0, "key sk-abcdefghijklmnop") + &delta(0, "1234567890") + &delta(0, " end");
+    assert_any_cut(&token, SSE, &twice, &whole(&token, SSE, &twice));
+}
+
+#[test]
+fn multipart_is_read_the_same_however_it_comes() {
+    let kind = "multipart/mixed; boundary=xx";
+    for body in [
+        "hello\r\n--xx\r\n\r\na\r\n--xx--",
+        "\r\n--xx\r\n\r\na\r\n--xx--",
+        "--xx\r\nA: b\r\n\r\n--xx\r\n\r\nb\r\n--xx--\r\n",
+    ] {
+        assert_any_chunking(kind, body, body);
+    }
+    let hidden = "--xx\r\nA: b\r\n\r\n--xx\r\nContent-Transfer-Encoding : base64\r\n\r\nYQ==\r\n--xx--";
+    assert_eq!(mask_whole(&rules(), kind, hidden.as_bytes()), Err(Blocked::Coding), "a part without a body hides none");
+}
+
+#[test]
+fn white_space_before_json_under_another_name_stays() {
+    let fields = with(&[EntityKind::Email], |rules| {
+        rules.fields.push(FieldRule { path: FieldPath::parse("$.a").expect("a path"), action: FieldAction::Drop });
+        rules.custom.push(custom::Custom::pattern("staff", "E-[0-9]{4}").expect("a pattern"));
+    });
+    assert_any_cut(&fields, "text/plain", " \n {\"a\":1,\"b\":2}", " \n {\"b\":2}");
+    let ip = with(&[EntityKind::Ip], |_| {});
+    let long = "ABCD:ABCD:ABCD:ABCD:ABCD:ABCD:192.168.158.190.x";
+    assert_any_cut(&ip, "text/plain", long, long);
+    let wide = r#"{"arguments":"{\"a\":\"5＂\",\"to\":\"x 4111111111111111\"}"}"#;
+    assert_any_chunking(JSON, wide, r#"{"arguments":"{\"a\":\"5＂\",\"to\":\"x [redacted:card]\"}"}"#);
+}
+
+#[test]
 fn a_type_that_is_allowed_passes_unread() {
     let rules = with(&[EntityKind::Email], |rules| rules.allow.push("application/octet-stream".into()));
     assert_eq!(whole(&rules, "application/octet-stream", EMAIL), EMAIL);

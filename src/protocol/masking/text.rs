@@ -26,9 +26,13 @@ impl TextMasker {
 
     /// See [`super::Masker::push`].
     pub fn push(&mut self, chunk: &[u8], out: &mut Vec<u8>) -> Result<(), Blocked> {
-        if self.undecided
-            && let Some(first) = chunk.iter().find(|b| !b.is_ascii_whitespace())
-        {
+        let mut chunk = chunk;
+        if self.undecided {
+            let blank = |b: &u8| matches!(b, b' ' | b'\t' | b'\n' | b'\r');
+            let blanks = chunk.iter().take_while(|b| blank(b)).count();
+            out.extend(&chunk[..blanks]);
+            chunk = &chunk[blanks..];
+            let Some(first) = chunk.first() else { return Ok(()) };
             self.undecided = false;
             if matches!(first, b'{' | b'[') {
                 self.json = Some(Box::new(JsonMasker::new(self.rules.clone())));

@@ -6,7 +6,7 @@ use apollo_parser::Parser;
 use apollo_parser::cst::{CstNode as _, Definition, Document, OperationDefinition, Selection, SelectionSet};
 use serde_json::{Map, Value};
 
-use crate::protocol::operation::{BodyError, member};
+use crate::protocol::operation::{BodyError, Seen, member};
 
 /// Deepest nesting that is read.
 const DEPTH: usize = 64;
@@ -18,7 +18,10 @@ fn shape(why: impl Into<String>) -> BodyError {
 }
 
 /// Reads `context.graphql`: `kind`, `name`, empty where the operation has none, and `fields`.
-pub(super) fn read(body: &Value) -> Result<Map<String, Value>, BodyError> {
+pub(super) fn read(body: &Value, seen: &Seen<'_>) -> Result<Map<String, Value>, BodyError> {
+    if !seen.query.is_empty() {
+        return Err(shape("its URL has a query, and some servers read the operation there first"));
+    }
     let query = member(body, "query")?.and_then(Value::as_str);
     let query = query.ok_or_else(|| shape("it has no query; persisted queries are not read"))?;
     let wanted = match member(body, "operationName")? {

@@ -156,6 +156,8 @@ pub struct Seen<'a> {
     pub method: &'a str,
     /// Canonical path.
     pub path: &'a str,
+    /// The query, without its question mark.
+    pub query: &'a str,
     /// The body, where it is held.
     pub body: Option<&'a [u8]>,
     /// One header of the request by its name in lower case; an error if it has several.
@@ -178,7 +180,7 @@ fn candidates<'a>(
 pub fn needs_body(operations: &[Operation], method: &str, path: &str) -> bool {
     let mut undecided = true;
     candidates(operations, method, path)
-        .take_while(|(o, _)| std::mem::replace(&mut undecided, !o.select.is_empty()))
+        .take_while(|(o, _)| std::mem::replace(&mut undecided, !o.select.is_empty() || o.reads == Reads::Grpc))
         .any(|(o, _)| o.reads_body())
 }
 
@@ -257,7 +259,7 @@ fn read(operation: &Operation, document: &Value, seen: &Seen<'_>) -> Result<Map<
         Reads::Json | Reads::Grpc => {}
         Reads::Chat => drop(context.insert("chat".into(), Value::Object(chat::read(document)?))),
         Reads::Mcp => drop(context.insert("mcp".into(), Value::Object(mcp::read(document, seen)?))),
-        Reads::Graphql => drop(context.insert("graphql".into(), Value::Object(graphql::read(document)?))),
+        Reads::Graphql => drop(context.insert("graphql".into(), Value::Object(graphql::read(document, seen)?))),
     }
     if !operation.body.is_empty() {
         context.insert("body".into(), Value::Object(fields(&operation.body, document)?));

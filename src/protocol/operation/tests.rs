@@ -65,6 +65,7 @@ fn read_with(operation: Operation, headers: &[(&str, &str)], body: &str) -> Resu
     let seen = Seen {
         method: "POST",
         path: "/x",
+        query: "",
         body: Some(body.as_bytes()),
         header: &|name| Ok(owned.iter().find(|(n, _)| n == name).map(|(_, v)| v.clone())),
         headers_named: &|prefix| owned.iter().map(|(n, _)| n.clone()).filter(|n| n.starts_with(prefix)).collect(),
@@ -73,7 +74,7 @@ fn read_with(operation: Operation, headers: &[(&str, &str)], body: &str) -> Resu
 }
 
 fn plain<'a>(method: &'a str, path: &'a str, body: Option<&'a [u8]>) -> Seen<'a> {
-    Seen { method, path, body, header: &|_| Ok(None), headers_named: &|_| Vec::new() }
+    Seen { method, path, query: "", body, header: &|_| Ok(None), headers_named: &|_| Vec::new() }
 }
 
 #[test]
@@ -216,6 +217,24 @@ fn graphql_tells_kind_name_and_top_fields() {
     let deep = format!("{}a{}", "{a".repeat(100_000), "}".repeat(100_000));
     assert!(matches!(told(&deep, Value::Null), Err(BodyError::Shape { .. })));
     assert!(matches!(read(json!({"query": "{a}", "Query": "{b}"})), Err(BodyError::CaseVariant { .. })));
+}
+
+#[test]
+fn an_operation_that_the_url_may_name_as_well_is_refused() {
+    let operations = [reading(Reads::Graphql)];
+    let seen = Seen { query: "query=mutation{wipe}", ..plain("POST", "/x", Some(b"{\"query\":\"{me}\"}")) };
+    assert!(matches!(classify(&operations, &seen), Err(BodyError::Shape { .. })));
+}
+
+#[test]
+fn the_body_is_held_for_what_stands_behind_an_operation_of_grpc() {
+    let grpc =
+        Operation { reads: Reads::Grpc, ..Operation::new("rpc", "POST", template("/{s}/{m}"), template("/rpc")) };
+    let json = Operation {
+        body: field(FieldType::Long, true),
+        ..Operation::new("op", "POST", template("/{s}/{m}"), template("/op"))
+    };
+    assert!(needs_body(&[grpc, json], "POST", "/a/b"));
 }
 
 #[test]

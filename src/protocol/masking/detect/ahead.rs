@@ -80,7 +80,7 @@ impl<'t> Ahead<'t> {
                 *known = found.map_or(end, |at| i + at);
             }
             let longest = rules.exact.iter().map(Vec::len).max().unwrap_or(1);
-            first = first.min(*known).min(tail(longest - 1).max(i));
+            first = first.min(*known).min(tail(longest.saturating_sub(1)).max(i));
         }
         if let Some(finder) = &mut self.email {
             first = first.min(finder.next(text, i));

@@ -96,11 +96,13 @@ impl Scanner {
         emit: &mut impl FnMut(Piece),
     ) -> Result<usize, Blocked> {
         let mut ahead = Ahead::new(rules, text, whole);
+        // A replacement that waits for a value's end needs a byte of it to stand at.
+        let kept_back = usize::from(!whole && rules.strategy != Strategy::Redact);
         let (mut i, mut kept) = (0, 0);
         loop {
             if self.swallow.is_some() {
                 let start = i;
-                let ended = self.swallow_on(text, &mut i);
+                let ended = self.swallow_on(&text[..text.len() - kept_back.min(text.len() - i)], &mut i);
                 emit_range(Piece::Drop, start, i, emit);
                 kept = i;
                 if !(ended || whole && i == text.len()) {
@@ -137,6 +139,7 @@ impl Scanner {
                     self.before = text[i - 1];
                 }
                 At::Open(mut swallow, length) => {
+                    let length = length.min(text.len() - i - kept_back);
                     emit_range(Piece::Keep, kept, i, emit);
                     emit_range(Piece::Drop, i, i + length, emit);
                     swallow.add(&text[i..i + length]);

@@ -298,7 +298,7 @@ const MAX_IP: usize = 46;
 pub fn ip(rest: &[u8], whole: bool) -> At {
     let legal = |b: &&u8| b.is_ascii_hexdigit() || matches!(b, b'.' | b':');
     let run = rest.iter().take(MAX_IP).take_while(legal).count();
-    if run == rest.len() && run < MAX_IP && !whole {
+    if run == rest.len() && !whole {
         return At::Undecided;
     }
     if rest.get(run).is_some_and(|b| b.is_ascii_alphanumeric() || *b == b'_') {
