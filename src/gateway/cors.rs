@@ -4,7 +4,7 @@
 use http::{HeaderMap, HeaderName, HeaderValue, Method, Response, StatusCode, header};
 
 use crate::gateway::config::CorsConfig;
-use crate::gateway::serve::Incoming;
+use crate::gateway::read::Incoming;
 use crate::net::body::{AnyBody, full};
 
 /// Headers that each proved request has.

@@ -17,6 +17,7 @@ pub mod masks;
 pub mod matching;
 pub mod parts;
 pub mod pump;
+pub mod read;
 pub mod record;
 pub mod routes;
 pub mod serve;

@@ -14,7 +14,7 @@ use tokio::time::timeout;
 use crate::gateway::bounds::{Bounds, Cut};
 use crate::gateway::mask::Treatment;
 use crate::gateway::record::Exchange;
-use crate::gateway::upstream::Place;
+use crate::gateway::upstream::endpoint::Place;
 use crate::net::body::{AnyBody, BoxError};
 use crate::store::Stores;
 

@@ -7,7 +7,6 @@ use std::time::Duration;
 
 use arc_swap::ArcSwap;
 use bytes::Bytes;
-use http::request::Parts;
 use http::{Method, Request, Response, StatusCode, header};
 use hyper::body::{Body as _, Incoming as IncomingBody};
 use tokio::sync::watch;
@@ -30,16 +29,17 @@ use crate::gateway::headers;
 use crate::gateway::mask;
 use crate::gateway::matching::Wanted;
 use crate::gateway::pump::{self, Course};
+use crate::gateway::read::Incoming;
 use crate::gateway::record::Exchange;
 use crate::gateway::routes::{Inject, Route, Rules};
 use crate::gateway::tokens::Caches;
-use crate::gateway::upstream::Place;
-use crate::gateway::websocket::{self, Handshake, Relay};
+use crate::gateway::upstream::endpoint::Place;
+use crate::gateway::websocket::{self, Relay};
 use crate::net::body::{self, AnyBody, ReadError};
 use crate::net::listener::{Peer, Serve};
 use crate::net::tls::OwnTls;
 use crate::protocol::dpop::Window;
-use crate::protocol::htu::{CanonicalPath, Origin};
+use crate::protocol::htu::Origin;
 use crate::protocol::jws::SigningKey;
 use crate::protocol::nonce::NonceKey;
 use crate::protocol::operation::{self, Seen, WebSocket};
@@ -77,40 +77,6 @@ pub struct Gateway {
     pub tasks: TaskTracker,
     /// Cancelled when the grace of a drain is over.
     pub ending: CancellationToken,
-}
-
-/// A request whose target has one reading.
-pub struct Incoming {
-    /// Key to its evidence.
-    pub id: String,
-    /// Method and headers.
-    pub head: Parts,
-    /// The origin it is for.
-    pub origin: Origin,
-    /// The one path that proof, policy and upstream see.
-    pub path: CanonicalPath,
-    /// The opening handshake of a WebSocket.
-    pub handshake: Option<Handshake>,
-}
-
-impl Incoming {
-    /// The method that routes and operations know: GET for a WebSocket, however it is opened.
-    pub fn method(&self) -> &Method {
-        if self.handshake.is_some() { &Method::GET } else { &self.head.method }
-    }
-
-    /// The query as sent, without its question mark.
-    pub fn query(&self) -> &str {
-        self.head.uri.query().unwrap_or_default()
-    }
-
-    /// Path and query, as upstream gets them.
-    pub fn target(&self) -> String {
-        match self.head.uri.query() {
-            None => self.path.as_str().to_owned(),
-            Some(query) => format!("{}?{query}", self.path.as_str()),
-        }
-    }
 }
 
 /// A [`Gateway`] as a listener's service.
@@ -165,36 +131,6 @@ impl Gateway {
             cors::show(&page, response.headers_mut());
         }
         response
-    }
-
-    /// Gives the target its one reading. `Host` is held against configuration and then forgotten.
-    fn read(&self, mut request: Request<IncomingBody>, request_id: &str) -> Result<(Incoming, IncomingBody), Refusal> {
-        let upgrade = request.extensions_mut().remove::<hyper::upgrade::OnUpgrade>();
-        let (head, body) = request.into_parts();
-        let handshake = Handshake::of(&head, upgrade)?;
-        if head.uri.scheme_str().is_some_and(|scheme| scheme != "https") {
-            return Err(Refusal::new(400, "scheme", "the request is for another scheme than https"));
-        }
-        let coded = |v: &http::HeaderValue| !v.as_bytes().eq_ignore_ascii_case(b"chunked");
-        if head.headers.get_all(header::TRANSFER_ENCODING).iter().any(coded) {
-            return Err(Refusal::new(501, "coding", "the only transfer coding here is chunked"));
-        }
-        let mut hosts = head.headers.get_all(header::HOST).iter();
-        let (host, second) = (hosts.next(), hosts.next());
-        let host = host.and_then(|h| h.to_str().ok());
-        let named = head.uri.authority().map(http::uri::Authority::as_str);
-        if second.is_some() || matches!((named, host), (Some(a), Some(b)) if !a.eq_ignore_ascii_case(b)) {
-            return Err(Refusal::new(400, "host", "the request names more than one host"));
-        }
-        if head.headers.get_all(header::CONTENT_TYPE).iter().count() > 1 {
-            return Err(Refusal::new(400, "header", "the request has more than one Content-Type"));
-        }
-        let named = named.or(host).unwrap_or_default();
-        let origin = self.origins.iter().find(|o| o.is_named_by(named)).cloned();
-        let origin = origin.ok_or_else(|| Refusal::new(421, "misdirected", "this gateway does not serve that host"))?;
-        let path =
-            CanonicalPath::parse(head.uri.path()).map_err(|e| Refusal::new(400, "path", format!("the path {e}")))?;
-        Ok((Incoming { id: request_id.to_owned(), head, origin, path, handshake }, body))
     }
 
     async fn proved(

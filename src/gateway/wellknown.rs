@@ -5,7 +5,8 @@ use serde_json::{Value, json};
 
 use crate::domain::refusal::Refusal;
 use crate::gateway::authenticate::{Demand, Unproved};
-use crate::gateway::serve::{Gateway, Incoming};
+use crate::gateway::read::Incoming;
+use crate::gateway::serve::Gateway;
 use crate::net::body::{AnyBody, full};
 use crate::net::listener::Peer;
 use crate::protocol::jwk::Algorithm;

@@ -2,7 +2,7 @@
 
 pub mod config;
 mod dial;
-mod endpoint;
+pub mod endpoint;
 #[cfg(test)]
 mod tests;
 mod tries;
@@ -26,8 +26,7 @@ use rustls::pki_types::{CertificateDer, ServerName, pem::PemObject as _};
 use crate::domain::spiffe_id::SpiffeId;
 use crate::gateway::upstream::config::UpstreamConfig;
 use crate::gateway::upstream::dial::Dialling;
-use crate::gateway::upstream::endpoint::Endpoint;
-pub use crate::gateway::upstream::endpoint::Place;
+use crate::gateway::upstream::endpoint::{Endpoint, Place};
 use crate::gateway::upstream::tries::Untouched;
 use crate::net::body::AnyBody;
 use crate::net::tls::{self, LeafCheck, OwnTls};

@@ -4,6 +4,8 @@
 //! their decoded text; member names are held whole, since field rules need them.
 
 mod members;
+mod scalar;
+mod simple;
 mod whole;
 
 use std::sync::Arc;
@@ -11,6 +13,7 @@ use std::sync::Arc;
 use crate::protocol::masking::Blocked;
 use crate::protocol::masking::detect::{Piece, Scanner};
 use crate::protocol::masking::escape::{Unescaped, unescape};
+use crate::protocol::masking::json::scalar::{is_literal, is_scalar};
 use crate::protocol::masking::logical::{StringScan, Written};
 use crate::protocol::masking::path::Step;
 use crate::protocol::masking::rules::{Counts, FieldAction, MaskRules};
@@ -79,6 +82,8 @@ pub struct JsonMasker {
     /// Separator held back until the next member is known to stay.
     separator: Vec<u8>,
     string: StringScan,
+    /// Whether anything of the string has come, or the scan is another string's.
+    begun_string: bool,
     /// Depth at which a dropped or redacted value began.
     muted_at: Option<usize>,
     /// What becomes of the muted value once it is whole, and its bytes.
@@ -100,6 +105,7 @@ impl JsonMasker {
             lone: false,
             separator: Vec::new(),
             string: StringScan::default(),
+            begun_string: true,
             muted_at: None,
             captured: None,
             collect_delta: false,
@@ -215,6 +221,7 @@ impl JsonMasker {
         match (b, self.expect) {
             (b'"', Name | NameOrEnd) => {
                 self.string = StringScan::default();
+                self.begun_string = true;
                 self.lexing = Lexing::Name(Escapes::default());
             }
             (b'"', Value | ValueOrEnd) => self.begin_string(out),
@@ -261,17 +268,25 @@ impl JsonMasker {
 
     fn begin_string(&mut self, out: &mut Vec<u8>) {
         self.write(b"\"", out);
-        let path = self.path();
-        if self.collect_delta && self.muted_at.is_none() && self.rules.delta.iter().any(|d| d.matches(&path)) {
+        let may_continue = self.collect_delta && self.muted_at.is_none() && !self.rules.delta.is_empty();
+        let path = if may_continue { self.path() } else { Vec::new() };
+        if may_continue && self.rules.delta.iter().any(|d| d.matches(&path)) {
             self.deltas.push(DeltaString { at: out.len(), path, content: Written::default(), unseen: Vec::new() });
             self.lexing = Lexing::Delta(Escapes::default());
         } else {
-            self.string = StringScan::in_json();
+            if self.begun_string {
+                self.string = StringScan::in_json();
+            }
+            self.begun_string = false;
             self.lexing = Lexing::Text(Escapes::default());
         }
     }
 
     fn in_string(&mut self, rest: &[u8], out: &mut Vec<u8>) -> Result<usize, Blocked> {
+        if let Some(content) = self.simple_front(rest) {
+            self.simple(content, out)?;
+            return self.end_string(out).map(|()| content.len() + 1);
+        }
         let (Lexing::Name(escapes) | Lexing::Text(escapes) | Lexing::Delta(escapes)) = &mut self.lexing else {
             return Ok(0);
         };
@@ -292,6 +307,7 @@ impl JsonMasker {
 
     /// Adds to the string that is being read; a member name has a limit.
     fn content(&mut self, write: impl FnOnce(&mut Written)) -> Result<(), Blocked> {
+        self.begun_string = true;
         match &self.lexing {
             Lexing::Delta(_) => self.delta_content(write),
             _ => write(&mut self.string.written),
@@ -401,30 +417,4 @@ impl JsonMasker {
             (Some(_), None) => {}
         }
     }
-}
-
-/// `true`, `false`, `null` or a number (RFC 8259 section 6).
-fn is_literal(token: &[u8]) -> bool {
-    if matches!(token, b"true" | b"false" | b"null") {
-        return true;
-    }
-    let unsigned = token.strip_prefix(b"-").unwrap_or(token);
-    let digits = |t: &[u8]| t.iter().take_while(|b| b.is_ascii_digit()).count();
-    let whole = digits(unsigned);
-    let mut rest = &unsigned[whole..];
-    let leading_zero = whole > 1 && unsigned[0] == b'0';
-    if let Some(fraction) = rest.strip_prefix(b".") {
-        let n = digits(fraction);
-        rest = if n == 0 { b"x" } else { &fraction[n..] };
-    }
-    if let Some(exponent) = rest.strip_prefix(b"e").or_else(|| rest.strip_prefix(b"E")) {
-        let exponent = exponent.strip_prefix(b"+").or_else(|| exponent.strip_prefix(b"-")).unwrap_or(exponent);
-        let n = digits(exponent);
-        rest = if n == 0 { b"x" } else { &exponent[n..] };
-    }
-    whole > 0 && !leading_zero && rest.is_empty()
-}
-
-const fn is_scalar(b: u8) -> bool {
-    b.is_ascii_alphanumeric() || matches!(b, b'-' | b'+' | b'.')
 }

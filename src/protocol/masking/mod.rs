@@ -5,6 +5,7 @@
 //! tail. Pure: bytes in, bytes out.
 
 pub mod charset;
+mod choices;
 pub mod custom;
 pub mod detect;
 mod escape;

@@ -10,10 +10,10 @@ use std::sync::Arc;
 use serde_json::Value;
 
 use crate::protocol::masking::Blocked;
+use crate::protocol::masking::choices::{Ended, ends_choices, stable_key};
 use crate::protocol::masking::detect::Piece;
 use crate::protocol::masking::json::{DeltaString, JsonMasker};
 use crate::protocol::masking::logical::StringScan;
-use crate::protocol::masking::path::Step;
 use crate::protocol::masking::rules::{Counts, MaskRules};
 
 /// Most bytes that one event, or events waiting for a delta, may hold.
@@ -103,8 +103,24 @@ impl SseMasker {
 
     /// See [`super::Masker::push`].
     pub fn push(&mut self, chunk: &[u8], out: &mut Vec<u8>) -> Result<(), Blocked> {
-        for b in chunk {
-            self.byte(*b, out)?;
+        let mut rest = chunk;
+        while let Some(first) = rest.first() {
+            // What stands between two line ends comes at once.
+            let plain =
+                if self.carriage_return { 0 } else { memchr::memchr2(b'\n', b'\r', rest).unwrap_or(rest.len()) };
+            if plain == 0 {
+                self.byte(*first, out)?;
+                rest = &rest[1..];
+                continue;
+            }
+            // The limit is on what is held, wherever the chunk was cut.
+            let room = MAX_HELD.saturating_sub(self.held);
+            self.line.extend(&rest[..plain.min(room)]);
+            self.held += plain;
+            if plain > room {
+                return Err(Blocked::TooLong);
+            }
+            rest = &rest[plain..];
         }
         Ok(())
     }
@@ -390,48 +406,4 @@ fn data_value(line: &[u8]) -> Option<&[u8]> {
 fn joined_data(lines: &[Line]) -> Option<Vec<u8>> {
     let values: Vec<&[u8]> = lines.iter().filter_map(|l| data_value(&l.content)).collect();
     (!values.is_empty()).then(|| values.join(&b'\n'))
-}
-
-/// What an event says of strings that go on no more.
-enum Ended {
-    /// All of them.
-    All,
-    /// Those of these choices.
-    Choices(Vec<u64>),
-}
-
-/// What an event ends: all at `[DONE]`, and each choice that has a reason to finish.
-fn ends_choices(data: &[u8]) -> Ended {
-    if data == b"[DONE]" {
-        return Ended::All;
-    }
-    if memchr::memmem::find(data, b"finish_reason").is_none() {
-        return Ended::Choices(Vec::new());
-    }
-    let document: Value = serde_json::from_slice(data).unwrap_or(Value::Null);
-    let choices = document["choices"].as_array().map(Vec::as_slice).unwrap_or_default();
-    let finished = choices.iter().enumerate().filter(|(_, c)| c["finish_reason"].is_string());
-    Ended::Choices(finished.map(|(position, c)| c["index"].as_u64().unwrap_or(position as u64)).collect())
-}
-
-/// Names a delta string by the `index` members of the array items on its way, where they have one: a stream may put
-/// each choice first in its own event's array.
-fn stable_key(path: &[Step], document: &Value) -> String {
-    let mut key = String::new();
-    let mut here = Some(document);
-    for step in path {
-        match step {
-            Step::Name(name) => {
-                key.push('.');
-                key.push_str(name);
-                here = here.and_then(|v| v.get(name));
-            }
-            Step::Index(position) => {
-                here = here.and_then(|v| v.get(*position));
-                let index = here.and_then(|v| v.get("index")).and_then(Value::as_u64);
-                key.push_str(&format!("[{}]", index.unwrap_or(*position as u64)));
-            }
-        }
-    }
-    key
 }

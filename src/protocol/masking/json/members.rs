@@ -78,12 +78,16 @@ impl JsonMasker {
     }
 
     pub(super) fn end_name(&mut self, out: &mut Vec<u8>) -> Result<(), Blocked> {
-        let decoded = String::from_utf8_lossy(self.string.written.text()).into_owned();
-        if let Some(container) = self.stack.last_mut() {
-            container.name = decoded;
+        // Only rules on fields and strings that go on ask where they are.
+        if (self.collect_delta || !self.rules.fields.is_empty())
+            && let Some(container) = self.stack.last_mut()
+        {
+            container.name.clear();
+            container.name.push_str(&String::from_utf8_lossy(self.string.written.text()));
         }
         self.expect = Expect::Colon;
-        let action = if self.muted_at.is_some() { None } else { self.action_here() };
+        let watched = self.muted_at.is_none() && !self.rules.fields.is_empty();
+        let action = if watched { self.action_here() } else { None };
         match action {
             Some(FieldAction::Block) => return Err(Blocked::Forbidden),
             Some(FieldAction::Drop) => {

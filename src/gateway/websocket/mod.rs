@@ -1,22 +1,21 @@
-//! WebSocket: the handshake (RFC 6455, and RFC 8441 over HTTP/2), and messages both ways: judged, masked, recorded.
+//! WebSocket: messages both ways, judged, masked, recorded.
 //!
 //! Messages are whole before they pass; extensions are not negotiated, so what is judged is what is sent. Pings are answered
 //! on each side by its own end.
+
+pub mod handshake;
 
 use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
 use futures_util::{SinkExt as _, StreamExt as _, stream::SplitSink, stream::SplitStream};
-use http::header::{self, HeaderMap, HeaderValue};
-use http::request::Parts;
-use http::{Method, Response, StatusCode, Version};
-use hyper::ext::Protocol;
+use http::HeaderMap;
+use http::Response;
 use hyper::upgrade::{OnUpgrade, Upgraded};
 use hyper_util::rt::TokioIo;
 use tokio::time::{Instant, Interval, timeout};
 use tokio_tungstenite::WebSocketStream;
-use tokio_tungstenite::tungstenite::handshake::derive_accept_key;
 use tokio_tungstenite::tungstenite::protocol::frame::coding::CloseCode;
 use tokio_tungstenite::tungstenite::protocol::{CloseFrame, Role, WebSocketConfig};
 use tokio_tungstenite::tungstenite::{Error as WsError, Message, Utf8Bytes};
@@ -24,143 +23,17 @@ use tokio_tungstenite::tungstenite::{Error as WsError, Message, Utf8Bytes};
 use crate::domain::refusal::Refusal;
 use crate::gateway::authenticate::Caller;
 use crate::gateway::bounds::{Bounds, Cut};
+use crate::gateway::read::Incoming;
 use crate::gateway::record::Exchange;
-use crate::gateway::serve::{Gateway, Incoming};
-use crate::gateway::upstream::Place;
-use crate::net::body::{AnyBody, full};
+use crate::gateway::serve::Gateway;
+use crate::gateway::upstream::endpoint::Place;
+use crate::gateway::websocket::handshake::Handshake;
+use crate::net::body::AnyBody;
 use crate::protocol::masking::{self, MaskRules};
 use crate::protocol::operation::WebSocket;
-use crate::store::entropy;
 
 /// How long both ends have for the bytes that follow the handshake's answer, and a close for its echo.
 const PATIENCE: Duration = Duration::from_secs(5);
-
-/// A client's opening handshake.
-pub struct Handshake {
-    /// `Sec-WebSocket-Accept` for the client; none over HTTP/2.
-    accept: Option<String>,
-    /// Our key towards upstream.
-    key: String,
-    /// Subprotocols that the client offers.
-    protocols: Option<HeaderValue>,
-    upgrade: std::sync::Mutex<Option<OnUpgrade>>,
-}
-
-impl Handshake {
-    /// The handshake of a request, if it is one. `CONNECT` for anything else is refused.
-    pub fn of(head: &Parts, upgrade: Option<OnUpgrade>) -> Result<Option<Self>, Refusal> {
-        let refuse = |detail: &str| Err(Refusal::new(400, "websocket", detail));
-        let extended = head.extensions.get::<Protocol>().map(Protocol::as_str);
-        if head.method == Method::CONNECT {
-            return match extended {
-                Some("websocket") => {
-                    version(&head.headers)?;
-                    Ok(Some(Self::new(None, &head.headers, upgrade)))
-                }
-                _ => Err(Refusal::new(501, "method", "CONNECT is not served, but for WebSocket by RFC 8441")),
-            };
-        }
-        if head.version != Version::HTTP_11 || !asks_for_websocket(&head.headers) {
-            return Ok(None);
-        }
-        if head.method != Method::GET {
-            return refuse("a WebSocket opens with GET");
-        }
-        let framed = [header::CONTENT_LENGTH, header::TRANSFER_ENCODING];
-        if framed.iter().any(|name| head.headers.get(name).is_some_and(|v| v != "0")) {
-            return refuse("the opening handshake of a WebSocket has no body");
-        }
-        version(&head.headers)?;
-        let mut keys = head.headers.get_all(header::SEC_WEBSOCKET_KEY).iter();
-        let (Some(key), None) = (keys.next(), keys.next()) else {
-            return refuse("the handshake needs one Sec-WebSocket-Key");
-        };
-        if key.len() != 24 {
-            return refuse("Sec-WebSocket-Key is not 16 bytes in base64");
-        }
-        Ok(Some(Self::new(Some(derive_accept_key(key.as_bytes())), &head.headers, upgrade)))
-    }
-
-    fn new(accept: Option<String>, headers: &HeaderMap, upgrade: Option<OnUpgrade>) -> Self {
-        use base64::Engine as _;
-        let key = base64::prelude::BASE64_STANDARD.encode(entropy::random::<16>());
-        let protocols = headers.get(header::SEC_WEBSOCKET_PROTOCOL).cloned();
-        Self { accept, key, protocols, upgrade: std::sync::Mutex::new(upgrade) }
-    }
-
-    /// Writes our handshake towards upstream: HTTP/1.1, no extensions.
-    pub fn ask(&self, headers: &mut HeaderMap) {
-        for name in [
-            header::SEC_WEBSOCKET_KEY,
-            header::SEC_WEBSOCKET_EXTENSIONS,
-            header::SEC_WEBSOCKET_VERSION,
-            header::SEC_WEBSOCKET_ACCEPT,
-            header::TE,
-        ] {
-            headers.remove(name);
-        }
-        headers.insert(header::CONNECTION, HeaderValue::from_static("upgrade"));
-        headers.insert(header::UPGRADE, HeaderValue::from_static("websocket"));
-        headers.insert(header::SEC_WEBSOCKET_VERSION, HeaderValue::from_static("13"));
-        headers.extend(HeaderValue::from_str(&self.key).map(|key| (header::SEC_WEBSOCKET_KEY, key)));
-    }
-
-    /// Holds upstream's 101 against our handshake (RFC 6455 §4.1).
-    fn check(&self, headers: &HeaderMap) -> Result<(), &'static str> {
-        if !asks_for_websocket(headers) {
-            return Err("it did not switch to WebSocket");
-        }
-        let accept = derive_accept_key(self.key.as_bytes());
-        if headers.get(header::SEC_WEBSOCKET_ACCEPT).is_none_or(|a| a.as_bytes() != accept.as_bytes()) {
-            return Err("its Sec-WebSocket-Accept is wrong");
-        }
-        if headers.contains_key(header::SEC_WEBSOCKET_EXTENSIONS) {
-            return Err("it uses extensions that nobody offered");
-        }
-        let offered = self.protocols.as_ref().and_then(|p| p.to_str().ok()).unwrap_or_default();
-        match headers.get(header::SEC_WEBSOCKET_PROTOCOL).map(HeaderValue::to_str) {
-            None => Ok(()),
-            Some(Ok(chosen)) if offered.split(',').any(|p| p.trim() == chosen) => Ok(()),
-            Some(_) => Err("it chose a subprotocol that nobody offered"),
-        }
-    }
-
-    /// What the client reads: 101, or 200 over HTTP/2.
-    fn answer(&self, mut headers: HeaderMap) -> Response<AnyBody> {
-        let mut response = Response::new(full(""));
-        for name in [header::SEC_WEBSOCKET_ACCEPT, header::CONTENT_LENGTH] {
-            headers.remove(name);
-        }
-        *response.headers_mut() = headers;
-        match &self.accept {
-            None => *response.status_mut() = StatusCode::OK,
-            Some(accept) => {
-                *response.status_mut() = StatusCode::SWITCHING_PROTOCOLS;
-                let headers = response.headers_mut();
-                headers.insert(header::CONNECTION, HeaderValue::from_static("upgrade"));
-                headers.insert(header::UPGRADE, HeaderValue::from_static("websocket"));
-                headers.extend(HeaderValue::from_str(accept).map(|a| (header::SEC_WEBSOCKET_ACCEPT, a)));
-            }
-        }
-        response
-    }
-}
-
-fn asks_for_websocket(headers: &HeaderMap) -> bool {
-    let lists = |name, wanted: &str| {
-        let values = headers.get_all(name).iter().filter_map(|v| v.to_str().ok());
-        values.flat_map(|v| v.split(',')).any(|v| v.trim().eq_ignore_ascii_case(wanted))
-    };
-    lists(header::CONNECTION, "upgrade") && lists(header::UPGRADE, "websocket")
-}
-
-fn version(headers: &HeaderMap) -> Result<(), Refusal> {
-    let mut versions = headers.get_all(header::SEC_WEBSOCKET_VERSION).iter();
-    match (versions.next(), versions.next()) {
-        (Some(v), None) if v == "13" => Ok(()),
-        _ => Err(Refusal::new(426, "websocket", "the only version of WebSocket here is 13")),
-    }
-}
 
 type Socket = WebSocketStream<TokioIo<Upgraded>>;
 
@@ -202,8 +75,8 @@ pub fn open(
         Refusal::new(502, "upstream", format!("the protected service answered the handshake wrongly: {why}"))
     };
     handshake.check(headers).map_err(bad)?;
-    let taken = handshake.upgrade.lock().unwrap_or_else(std::sync::PoisonError::into_inner).take();
-    let client = taken.ok_or_else(|| Refusal::new(400, "websocket", "this connection cannot be upgraded"))?;
+    let client =
+        handshake.take().ok_or_else(|| Refusal::new(400, "websocket", "this connection cannot be upgraded"))?;
     let tasks = relay.gateway.tasks.clone();
     tasks.spawn(relay.run(client, upstream));
     Ok(handshake.answer(shown))
