@@ -116,6 +116,10 @@ mod tests {
         ["https://a.example:8443", "https://b.example"].map(|o| Origin::parse(o).expect("an origin"))
     }
 
+    fn wanted(route: &Matcher, origin: &Origin, path: &str, method: &str, headers: &HeaderMap) -> bool {
+        route.matches(&Wanted { origin, path, method, headers })
+    }
+
     #[test]
     fn all_that_is_given_must_hold() {
         let route = matcher("/v1/**", Some("a.example"), &["GET", "POST"], &[("x-tier", "gold"), ("x-any", "*")]);
@@ -128,9 +132,6 @@ mod tests {
             map
         };
         let good = headers(&[("x-tier", "gold"), ("x-any", "1")]);
-        fn wanted(route: &Matcher, origin: &Origin, path: &str, method: &str, headers: &HeaderMap) -> bool {
-            route.matches(&Wanted { origin, path, method, headers })
-        }
         assert!(wanted(&route, &a, "/v1/x", "GET", &good));
         assert!(!wanted(&route, &b, "/v1/x", "GET", &good), "another host");
         assert!(!wanted(&route, &a, "/v2/x", "GET", &good), "another path");

@@ -39,13 +39,11 @@ struct Sink {
 
 impl Write for Sink {
     fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
-        match self.room.checked_sub(bytes.len() as u64) {
-            Some(room) => self.room = room,
-            None => {
-                self.burst = true;
-                return Err(std::io::Error::other("more than may be"));
-            }
-        }
+        let Some(room) = self.room.checked_sub(bytes.len() as u64) else {
+            self.burst = true;
+            return Err(std::io::Error::other("more than may be"));
+        };
+        self.room = room;
         self.bytes.extend_from_slice(bytes);
         Ok(bytes.len())
     }

@@ -69,7 +69,7 @@ fn coded(coding: &str, text: &[u8]) -> Vec<u8> {
         // RFC 7932: a window, then one uncompressed meta-block, then an empty last one.
         "br" => {
             let length = u32::try_from(text.len() - 1).expect("short");
-            let header = 0b0_u32 | (length << 4) | (1 << 20);
+            let header = (length << 4) | (1 << 20);
             [&(header.to_le_bytes()[..3]), text, &[3]].concat()
         }
         other => panic!("{other}"),

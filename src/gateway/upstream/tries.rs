@@ -56,6 +56,6 @@ impl Body for Lent {
     }
 
     fn size_hint(&self) -> SizeHint {
-        self.taken.as_ref().map_or_else(|| self.hint.clone(), Body::size_hint)
+        self.taken.as_ref().map_or(self.hint, Body::size_hint)
     }
 }

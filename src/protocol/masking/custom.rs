@@ -20,6 +20,17 @@ pub enum PatternError {
     LooksAround,
 }
 
+/// What such a detector says of a position.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Found {
+    /// Nothing begins here.
+    Nothing,
+    /// More bytes would tell.
+    Undecided,
+    /// A value of this length.
+    Value(usize),
+}
+
 /// One detector.
 #[derive(Clone, Debug)]
 pub struct Custom {
@@ -68,16 +79,16 @@ impl Custom {
         Ok(Self { name: name.to_owned(), regex })
     }
 
-    /// The length of a value at `i`; `Err` if more bytes would tell. Only whole words count, and only the next
-    /// [`LONGEST`] bytes.
-    pub fn at(&self, text: &[u8], i: usize, whole: bool) -> Result<Option<usize>, ()> {
+    /// What stands at `i`. Only whole words count, and only the next [`LONGEST`] bytes.
+    pub fn at(&self, text: &[u8], i: usize, whole: bool) -> Found {
         if text.len() - i <= LONGEST && !whole {
-            return Err(());
+            return Found::Undecided;
         }
         let window = &text[..text.len().min(i + LONGEST)];
         let found = self.regex.find(Input::new(window).range(i..).anchored(Anchored::Yes));
         let word = |b: Option<&u8>| b.is_some_and(|b| b.is_ascii_alphanumeric() || *b == b'_' || !b.is_ascii());
-        Ok(found.map(|m| m.end()).filter(|end| !(word(text.get(*end)) && word(text.get(*end - 1)))).map(|end| end - i))
+        let end = found.map(|m| m.end()).filter(|end| !(word(text.get(*end)) && word(text.get(*end - 1))));
+        end.map_or(Found::Nothing, |end| Found::Value(end - i))
     }
 }
 
@@ -88,15 +99,15 @@ mod tests {
     #[test]
     fn whole_words_are_found_and_more_is_waited_for() {
         let staff = Custom::pattern("staff", "E-[0-9]{3,6}").expect("a pattern");
-        assert_eq!(staff.at(b"E-1234 x", 0, true), Ok(Some(6)));
-        assert_eq!(staff.at(b"E-1234x", 0, true), Ok(None), "it is part of a longer word");
-        assert_eq!(staff.at(b"E-1234 x", 0, false), Err(()));
-        assert_eq!(staff.at(&[&b"E-1234"[..], &[b' '; 300]].concat(), 0, false), Ok(Some(6)));
+        assert_eq!(staff.at(b"E-1234 x", 0, true), Found::Value(6));
+        assert_eq!(staff.at(b"E-1234x", 0, true), Found::Nothing, "it is part of a longer word");
+        assert_eq!(staff.at(b"E-1234 x", 0, false), Found::Undecided);
+        assert_eq!(staff.at(&[&b"E-1234"[..], &[b' '; 300]].concat(), 0, false), Found::Value(6));
         let names = Custom::list("name", &["Ada".into(), "Ada Lovelace".into(), "J. Doe".into()]).expect("names");
-        assert_eq!(names.at(b"ADA LOVELACE!", 0, true), Ok(Some(12)));
-        assert_eq!(names.at(b"Ada-Lovelace", 0, true), Ok(Some(12)));
-        assert_eq!(names.at(b"Adam", 0, true), Ok(None));
-        assert_eq!(names.at(b"JX Doe", 0, true), Ok(None), "a dot is a dot");
+        assert_eq!(names.at(b"ADA LOVELACE!", 0, true), Found::Value(12));
+        assert_eq!(names.at(b"Ada-Lovelace", 0, true), Found::Value(12));
+        assert_eq!(names.at(b"Adam", 0, true), Found::Nothing);
+        assert_eq!(names.at(b"JX Doe", 0, true), Found::Nothing, "a dot is a dot");
     }
 
     #[test]

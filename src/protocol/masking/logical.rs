@@ -289,7 +289,7 @@ impl StringScan {
                     inner.write(&replacement, &mut quoted);
                     Piece::Insert(at, quoted)
                 }
-                dropped => dropped,
+                dropped @ Piece::Drop(..) => dropped,
             });
         })
     }

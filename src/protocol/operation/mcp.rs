@@ -45,10 +45,10 @@ pub(super) fn read(document: &Value, seen: &Seen<'_>) -> Result<Map<String, Valu
     let version = (seen.header)("mcp-protocol-version")?;
     let newest = version.as_deref().into_iter().chain(in_body).max().unwrap_or_default();
     let strict = newest >= WITH_HEADERS;
-    if strict && method != "" || in_body.is_some() {
+    if strict && !method.is_empty() || in_body.is_some() {
         agrees("mcp-protocol-version", version.as_deref(), in_body, strict)?;
     }
-    agrees("mcp-method", decoded("mcp-method", seen)?.as_deref(), Some(method), strict && method != "")?;
+    agrees("mcp-method", decoded("mcp-method", seen)?.as_deref(), Some(method), strict && !method.is_empty())?;
     agrees("mcp-name", decoded("mcp-name", seen)?.as_deref(), Some(name), strict && !name.is_empty())?;
     parameters(params, seen)?;
     Ok(Map::from_iter([

@@ -89,6 +89,20 @@ impl<'t> Ahead<'t> {
     }
 }
 
+/// Shortest secret: its prefix and what must follow.
+static SHORTEST_SECRET: LazyLock<usize> =
+    LazyLock::new(|| secrets::FAMILIES.iter().map(|f| f.prefix.len() + f.least).min().unwrap_or(0));
+
+/// Whether a whole text, such as a member's name, cannot hold anything: it is shorter than any secret, and has neither digit
+/// nor `@` nor `+`.
+pub fn is_too_short(rules: &MaskRules, text: &[u8]) -> bool {
+    let each = !rules.custom.is_empty() || rules.detects(EntityKind::Ip) || rules.detects(EntityKind::Base58);
+    text.len() < *SHORTEST_SECRET
+        && !each
+        && rules.exact.is_empty()
+        && !text.iter().any(|b| b.is_ascii_digit() || matches!(b, b'@' | b'+'))
+}
+
 /// Offset of the first digit, eight bytes at a time; the length if there is none.
 fn find_digit(text: &[u8]) -> usize {
     const EACH: u64 = 0x0101_0101_0101_0101;

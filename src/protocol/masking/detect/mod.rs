@@ -8,6 +8,7 @@ mod email;
 mod numbers;
 
 use crate::protocol::masking::Blocked;
+use crate::protocol::masking::custom::Found;
 use crate::protocol::masking::detect::ahead::Ahead;
 use crate::protocol::masking::detect::email::Address;
 use crate::protocol::masking::rules::{Counts, EntityKind, Label, MaskRules, Strategy};
@@ -95,25 +96,21 @@ impl Scanner {
         counts: &mut Counts,
         emit: &mut impl FnMut(Piece),
     ) -> Result<usize, Blocked> {
+        if whole && self.swallow.is_none() && ahead::is_too_short(rules, text) {
+            emit_range(Piece::Keep, 0, text.len(), emit);
+            return Ok(text.len());
+        }
         let mut ahead = Ahead::new(rules, text, whole);
         // A replacement that waits for a value's end needs a byte of it to stand at.
         let kept_back = usize::from(!whole && rules.strategy != Strategy::Redact);
         let (mut i, mut kept) = (0, 0);
         loop {
             if self.swallow.is_some() {
-                let start = i;
-                let ended = self.swallow_on(&text[..text.len() - kept_back.min(text.len() - i)], &mut i);
-                emit_range(Piece::Drop, start, i, emit);
-                kept = i;
-                if !(ended || whole && i == text.len()) {
+                let readable = &text[..text.len() - kept_back.min(text.len() - i)];
+                if !self.swallow_to_its_end(rules, readable, whole, &mut i, emit) {
                     return Ok(i);
                 }
-                // Only a replacement that depends on the value's end has to wait for it.
-                if let Some(swallow) = self.swallow.take()
-                    && rules.strategy != Strategy::Redact
-                {
-                    emit(Piece::Insert(i, swallow.replacement(rules)));
-                }
+                kept = i;
                 continue;
             }
             let next = ahead.next(rules, i);
@@ -159,6 +156,30 @@ impl Scanner {
         Ok(i)
     }
 
+    /// Drops an open entity's bytes; true once it has ended, with what takes its place.
+    fn swallow_to_its_end(
+        &mut self,
+        rules: &MaskRules,
+        text: &[u8],
+        whole: bool,
+        i: &mut usize,
+        emit: &mut impl FnMut(Piece),
+    ) -> bool {
+        let start = *i;
+        let ended = self.swallow_on(text, i);
+        emit_range(Piece::Drop, start, *i, emit);
+        if !(ended || whole && *i == text.len()) {
+            return false;
+        }
+        // Only a replacement that depends on the value's end has to wait for it.
+        if let Some(swallow) = self.swallow.take()
+            && rules.strategy != Strategy::Redact
+        {
+            emit(Piece::Insert(*i, swallow.replacement(rules)));
+        }
+        true
+    }
+
     /// Moves over the bytes of an open entity; true once it has ended within the text.
     fn swallow_on(&mut self, text: &[u8], i: &mut usize) -> bool {
         let Some(swallow) = &mut self.swallow else { return true };
@@ -189,9 +210,9 @@ impl Scanner {
         if !in_word {
             for (n, custom) in rules.custom.iter().enumerate() {
                 match custom.at(text, i, whole) {
-                    Ok(Some(length)) => return At::Match(Label::Custom(n), length),
-                    Ok(None) => {}
-                    Err(()) => return At::Undecided,
+                    Found::Value(length) => return At::Match(Label::Custom(n), length),
+                    Found::Nothing => {}
+                    Found::Undecided => return At::Undecided,
                 }
             }
         }

@@ -312,7 +312,7 @@ pub fn ip(rest: &[u8], whole: bool) -> At {
     }
     let is_address = |t: &[u8]| std::str::from_utf8(t).is_ok_and(|t| t.parse::<core::net::IpAddr>().is_ok());
     // `::` alone, and a time of day, are none.
-    let plausible = text.len() >= 7 && (text.contains(&b'.') || text.iter().filter(|b| **b == b':').count() >= 3);
+    let plausible = text.len() >= 7 && (text.contains(&b'.') || memchr::memchr_iter(b':', text).count() >= 3);
     if plausible && is_address(text) { At::found(EntityKind::Ip, text.len()) } else { At::No }
 }
 
