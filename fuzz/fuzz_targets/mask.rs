@@ -12,7 +12,13 @@ const TYPES: [&str; 4] = ["application/json", "text/event-stream", "text/plain",
 
 fn rules(bits: u8) -> Arc<MaskRules> {
     let path = |text| FieldPath::parse(text).expect("a path");
-    let mut rules = MaskRules::detecting(&[EntityKind::Email, EntityKind::Card, EntityKind::Secret]);
+    let mut rules = MaskRules::detecting(&[
+        EntityKind::Email,
+        EntityKind::Card,
+        EntityKind::Ssn,
+        EntityKind::Iban,
+        EntityKind::Secret,
+    ]);
     rules.strategy = if bits & 1 == 0 { Strategy::Redact } else { Strategy::KeepLast(4) };
     if bits & 2 != 0 {
         rules.fields = vec![
