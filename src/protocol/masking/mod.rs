@@ -147,9 +147,9 @@ impl Masker {
         self.transcoder = Transcoder::new(self.charset.seen(&self.front));
         let front = std::mem::take(&mut self.front);
         let (mut decoded, events) = (Vec::new(), matches!(self.framing, Framing::Sse(_)));
-        let mut text = &front[..];
+        let (mut text, mut read) = (&front[..], Ok(()));
         if !self.transcoder.is_plain() {
-            self.transcoder.read(text, &mut decoded)?;
+            read = self.transcoder.read(text, &mut decoded);
             text = &decoded;
         }
         // A mark before events is theirs.
@@ -159,7 +159,8 @@ impl Masker {
         }
         let mut masked = Vec::new();
         self.framing.push(text, &mut masked)?;
-        self.release(&masked, out)
+        self.release(&masked, out)?;
+        read
     }
 
     fn release(&mut self, text: &[u8], out: &mut Vec<u8>) -> Result<(), Blocked> {
@@ -175,9 +176,11 @@ impl Masker {
             return self.framing.push(chunk, out);
         }
         let (mut text, mut masked) = (Vec::new(), Vec::new());
-        self.transcoder.read(chunk, &mut text)?;
+        // What stands before a fault is judged before it, however the body was cut.
+        let read = self.transcoder.read(chunk, &mut text);
         self.framing.push(&text, &mut masked)?;
-        self.transcoder.write(&masked, out)
+        self.transcoder.write(&masked, out)?;
+        read
     }
 
     /// What has been masked so far.

@@ -207,6 +207,9 @@ fn case_30_utf_16_is_read_and_written_with_and_without_its_mark() {
             assert_eq!(chunked(&rules(), kind, &sent, &[cut]), wanted, "{kind} cut at {cut}");
         }
     }
+    let ids = with_field("$.id", FieldAction::Drop);
+    let faults = [utf16("{]", false, false), vec![0, 0xdc]].concat();
+    assert_eq!(mask_whole(&ids, JSON, &faults), Err(Blocked::Malformed), "the first fault counts");
     for bad in [&utf16("{}", true, true)[..5], &[0xfe, 0xff, 0xd8, 0, 0, b'a']] {
         assert_eq!(mask_whole(&rules(), JSON, bad), Err(Blocked::Charset), "{bad:?}");
     }
