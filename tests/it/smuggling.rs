@@ -75,7 +75,7 @@ impl Behind {
             recorder.address
         );
         std::fs::write(dir.path().join("nginx.conf"), configuration).expect("writes");
-        let child = Command::new(binary)
+        let mut child = Command::new(binary)
             .args(["-p", &at(""), "-c", &at("nginx.conf")])
             .stdin(Stdio::null())
             .stderr(Stdio::null())
@@ -83,6 +83,12 @@ impl Behind {
             .expect("nginx runs");
         let address = format!("127.0.0.1:{port}");
         while TcpStream::connect(&address).await.is_err() {
+            let ended = child.try_wait().expect("its status");
+            assert!(
+                ended.is_none(),
+                "nginx ended before it listened ({ended:?}): {:?}",
+                std::fs::read_to_string(at("errors"))
+            );
             tokio::task::yield_now().await;
         }
         Self::Nginx(child, address, recorder, dir)
