@@ -13,6 +13,7 @@ use serde_json::json;
 use spiffe::WorkloadApiClient;
 
 use crate::host::{Host, own_user, register};
+use crate::world::process::Running;
 use crate::world::{Service, popgate, stderr, stdout};
 
 const WEB: &str = "spiffe://example.org/web";
@@ -353,9 +354,11 @@ async fn l2_svid_watch_renews_by_itself_and_signals_a_process() {
         file("count"),
         file("pid")
     );
-    let mut process = std::process::Command::new("sh").args(["-c", &count]).spawn().expect("runs");
+    let mut shell = std::process::Command::new("sh");
+    let process =
+        Running { child: shell.args(["-c", &count]).stdout(std::process::Stdio::null()).spawn().expect("runs") };
     wait(|| async { std::path::Path::new(&file("pid")).exists() }, "the process").await;
-    let mut watch = popgate()
+    let watch = popgate()
         .args([
             "svid",
             "watch",
@@ -371,13 +374,11 @@ async fn l2_svid_watch_renews_by_itself_and_signals_a_process() {
         .args(["--server", &service.addresses["identity"], "--quiet"])
         .stdout(std::process::Stdio::null())
         .spawn()
+        .map(|child| Running { child })
         .expect("runs");
     let told = || std::fs::read_to_string(file("count")).ok().and_then(|t| t.trim().parse::<u32>().ok()).unwrap_or(0);
     wait(|| async { told() >= 3 }, "three certificates").await;
-    watch.kill().expect("kills");
-    watch.wait().expect("waits");
-    process.kill().expect("kills");
-    process.wait().expect("waits");
+    drop((watch, process));
     let kept = popgate::client::identity::Identity::load(&dir.path().join("out")).expect("key and certificate fit");
     assert_eq!(kept.spiffe_id.as_str(), crate::world::SOLVER);
     let stops = service.admin(Method::GET, "/v1/revocations", None).await.expect("lists");

@@ -1,7 +1,6 @@
 //! Connections that are made to cost: floods of HTTP/2 frames, headers without an end, requests that never come. The gateway
 //! ends them, and others do not notice.
 
-use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
@@ -9,7 +8,7 @@ use tokio::net::TcpStream;
 use tokio_rustls::client::TlsStream;
 
 use crate::smuggling::{frame, integer};
-use crate::world::{Client, Service};
+use crate::world::Service;
 
 const HEADERS: u8 = 1;
 const RESET: u8 = 3;
@@ -18,15 +17,6 @@ const PING: u8 = 6;
 const CONTINUATION: u8 = 9;
 const END_HEADERS: u8 = 4;
 const END_STREAM: u8 = 1;
-
-async fn connect(service: &Service, solver: &Client, alpn: &[u8]) -> TlsStream<TcpStream> {
-    let address = service.addresses["gateway"].trim_start_matches("https://");
-    let stream = TcpStream::connect(address).await.expect("connects");
-    let name = rustls::pki_types::ServerName::try_from("127.0.0.1").expect("a name");
-    let mut tls = solver.session.identity().tls(false).expect("TLS");
-    tls.alpn_protocols = vec![alpn.to_vec()];
-    tokio_rustls::TlsConnector::from(Arc::new(tls)).connect(name, stream).await.expect("TLS")
-}
 
 fn preface() -> Vec<u8> {
     let mut bytes = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n".to_vec();
@@ -90,7 +80,7 @@ async fn floods_of_http_2_frames_end_their_connection_and_nothing_else() {
     let url = service.url("gateway", "/v1/runs/r1");
     assert_eq!(solver.get(&url).await.status, 200);
     let before = memory(&service);
-    let h2 = async || connect(&service, &solver, b"h2").await;
+    let h2 = async || service.raw(&solver, b"h2").await;
     let stream = |n: usize| u32::try_from(2 * n + 1).expect("a stream");
     // Rapid reset (CVE-2023-44487): requests that are taken back at once.
     let rapid = flood(h2().await, 20_000, |n| {
@@ -156,7 +146,7 @@ async fn headers_and_streams_have_limits() {
     assert_eq!(solver.get(&url).await.status, 200);
     // One header, or many, of more than the limit: refused, and nothing held for it.
     for (name, count) in [("long", 1), ("many", 300)] {
-        let mut stream = connect(&service, &solver, b"http/1.1").await;
+        let mut stream = service.raw(&solver, b"http/1.1").await;
         let value = "a".repeat(if count == 1 { 200_000 } else { 1000 });
         let lines: String = (0..count).map(|n| format!("x-{n}: {value}\r\n")).collect();
         let request = format!("GET /v1/runs/r1 HTTP/1.1\r\nhost: 127.0.0.1\r\n{lines}\r\n");
@@ -170,7 +160,7 @@ async fn headers_and_streams_have_limits() {
         );
     }
     // More streams than the limit says at once: those beyond are refused, the connection goes on.
-    let mut stream = connect(&service, &solver, b"h2").await;
+    let mut stream = service.raw(&solver, b"h2").await;
     let mut bytes = preface();
     for n in 0..300_u32 {
         frame(HEADERS, END_HEADERS, 2 * n + 1, &block(&[("content-length", "5")]), &mut bytes);
@@ -199,7 +189,7 @@ async fn a_thousand_connections_that_say_nothing_slow_nobody_down_and_are_closed
         let address = service.addresses["gateway"].trim_start_matches("https://");
         // Some do not even begin a handshake; others begin a request and do not end it.
         if n % 4 == 0 {
-            let mut stream = connect(&service, &solver, b"http/1.1").await;
+            let mut stream = service.raw(&solver, b"http/1.1").await;
             stream.write_all(b"GET /v1/runs/r1 HTTP/1.1\r\nhost: ").await.expect("writes");
             idle.push((None, Some(stream)));
         } else {

@@ -1,27 +1,19 @@
 //! A host with a running agent.
 
-use std::io::{BufRead as _, BufReader};
 use std::path::{Path, PathBuf};
-use std::process::{Child, Stdio};
 
 use http::Method;
-use serde_json::{Value, json};
+use serde_json::json;
 use tempfile::TempDir;
 
+use crate::world::process::Running;
 use crate::world::{Service, popgate};
 
-/// A running agent; it is killed when dropped.
+/// A running agent.
 pub struct Host {
     pub dir: TempDir,
     pub node: String,
-    child: Child,
-}
-
-impl Drop for Host {
-    fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-    }
+    process: Running,
 }
 
 /// The selector of this test's own process.
@@ -42,33 +34,21 @@ impl Host {
     /// An agent with these arguments; what it said if it does not start.
     pub fn start_in(service: &Service, dir: TempDir, args: &[&str]) -> Result<Self, String> {
         let log = std::fs::OpenOptions::new().create(true).append(true).open(dir.path().join("log")).expect("log");
-        let mut child = popgate()
-            .args(["agent", "--json", "--server", &service.addresses["identity"], "--data-dir"])
-            .arg(dir.path().join("data"))
-            .arg("--socket")
-            .arg(dir.path().join("s"))
-            .args(["--telemetry", "127.0.0.1:0"])
-            .args(args)
-            .stdin(Stdio::null())
-            .stdout(Stdio::piped())
-            .stderr(log)
-            .spawn()
-            .expect("runs");
-        let mut line = String::new();
-        BufReader::new(child.stdout.take().expect("piped")).read_line(&mut line).expect("reads");
-        let ready: Value = serde_json::from_str(&line).unwrap_or(Value::Null);
-        let said = || std::fs::read_to_string(dir.path().join("log")).unwrap_or_default();
+        let mut command = popgate();
+        command.args(["agent", "--json", "--server", &service.addresses["identity"], "--data-dir"]);
+        command.arg(dir.path().join("data")).arg("--socket").arg(dir.path().join("s"));
+        command.args(["--telemetry", "127.0.0.1:0"]).args(args).stderr(log);
+        let (process, ready) = Running::start(&mut command, |_| {});
         if let Some(node) = ready["ready"]["node"].as_str() {
-            return Ok(Self { node: node.to_owned(), dir, child });
+            return Ok(Self { node: node.to_owned(), dir, process });
         }
-        let _ = child.wait();
-        Err(said())
+        Err(std::fs::read_to_string(dir.path().join("log")).unwrap_or_default())
     }
 
     /// Ends the agent and starts it again with these arguments on the same directory.
     pub fn restart(mut self, service: &Service, args: &[&str]) -> Result<Self, String> {
-        self.child.kill().expect("kills");
-        self.child.wait().expect("waits");
+        self.process.child.kill().expect("kills");
+        self.process.child.wait().expect("waits");
         let dir = std::mem::replace(&mut self.dir, tempfile::tempdir().expect("tempdir"));
         Self::start_in(service, dir, args)
     }
@@ -83,7 +63,7 @@ impl Host {
     }
 
     pub fn pid(&self) -> i32 {
-        i32::try_from(self.child.id()).expect("a pid")
+        i32::try_from(self.process.child.id()).expect("a pid")
     }
 
     pub fn log(&self) -> String {

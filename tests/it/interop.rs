@@ -12,6 +12,8 @@ use spiffe::{JwtSource, WorkloadApiClient, X509Source};
 use crate::agent::wait;
 use crate::documented::{self, Page};
 use crate::host::{Host, own_user, register};
+use crate::nginx::Nginx;
+use crate::world::process::{Running, bounded};
 use crate::world::{SOLVER, Service, popgate, provided, stderr};
 
 const WEB: &str = "spiffe://example.org/web";
@@ -123,13 +125,13 @@ async fn w3_unmodified_clients_work_and_the_documented_table_says_what_they_did(
     let (service, _partner, host) = world().await;
     let mut table = rust_crate(&service, &host).await;
     let socket = host.socket();
-    let mut spiffe = Command::new(&python);
+    let mut spiffe = bounded(&python);
     spiffe.arg(script("python_spiffe.py")).arg(&socket).args([WEB, PARTNER]);
     table.extend(run(&service, spiffe).await);
-    let mut grpcio = Command::new(&python);
+    let mut grpcio = bounded(&python);
     grpcio.arg(script("plain_grpcio.py")).arg(&socket).arg(WEB);
     table.extend(run(&service, grpcio).await);
-    let mut js = Command::new("node");
+    let mut js = bounded("node");
     let proto = Path::new(env!("CARGO_MANIFEST_DIR")).join("proto/spiffe_workload.proto");
     js.arg(script("node_client.js")).arg(&socket).args([WEB, &node]).arg(proto);
     table.extend(run(&service, js).await);
@@ -194,23 +196,20 @@ async fn l2_nginx_serves_on_while_svid_watch_rotates_its_certificate_under_load(
     let Some(nginx) = provided("POPGATE_TEST_NGINX", "nginx with certificates that rotate") else { return };
     let (service, _partner, host) = world().await;
     let dir = host.path().to_owned();
-    let port = std::net::TcpListener::bind("127.0.0.1:0").expect("binds").local_addr().expect("bound").port();
     let out = dir.join("svid");
-    let conf = format!(
-        "worker_processes 1; daemon off; pid {d}/nginx.pid; error_log {d}/error.log;\nevents {{ worker_connections 256; }}\nhttp {{ access_log off; client_body_temp_path {d}/b; proxy_temp_path {d}/p; fastcgi_temp_path {d}/f; uwsgi_temp_path {d}/u; scgi_temp_path {d}/s2;\nserver {{ listen 127.0.0.1:{port} ssl; ssl_protocols TLSv1.3; ssl_certificate {o}/svid.pem; ssl_certificate_key {o}/key.pem; ssl_client_certificate {o}/bundle.pem; ssl_verify_client on; ssl_verify_depth 2; location / {{ return 200 \"$ssl_client_serial\"; }} }} }}\n",
-        d = dir.display(),
-        o = out.display(),
-    );
-    std::fs::write(dir.join("nginx.conf"), conf).expect("writes");
     let reload = format!("test -e {d}/nginx.pid && kill -HUP $(cat {d}/nginx.pid); exit 0", d = dir.display());
-    let mut watch = popgate()
-        .args(["svid", "watch", "--out", out.to_str().expect("UTF-8"), "--exec", &reload])
-        .env("SPIFFE_ENDPOINT_SOCKET", host.endpoint())
-        .stdout(Stdio::null())
-        .spawn()
-        .expect("runs");
+    let mut watch = popgate();
+    watch.args(["svid", "watch", "--out", out.to_str().expect("UTF-8"), "--exec", &reload]);
+    watch.env("SPIFFE_ENDPOINT_SOCKET", host.endpoint()).stdin(Stdio::null()).stdout(Stdio::null());
+    let _watch = Running { child: watch.spawn().expect("runs") };
     wait(|| async { out.join("popgate.json").exists() }, "the first files").await;
-    let mut server = Command::new(nginx).arg("-c").arg(dir.join("nginx.conf")).spawn().expect("nginx runs");
+    let server = Nginx::start(&nginx, &dir, |port| {
+        format!(
+            "server {{ listen 127.0.0.1:{port} ssl; ssl_protocols TLSv1.3; ssl_certificate {o}/svid.pem; ssl_certificate_key {o}/key.pem; ssl_client_certificate {o}/bundle.pem; ssl_verify_client on; ssl_verify_depth 2; location / {{ return 200 \"$ssl_client_serial\"; }} }}",
+            o = out.display(),
+        )
+    })
+    .await;
     let agent = popgate::client::workload::WorkloadApi::new(&host.endpoint()).expect("an address");
     let ask = async || -> Result<Vec<u8>, String> {
         // A new connection each time, with the present certificate: each handshake is judged by both sides anew.
@@ -227,14 +226,20 @@ async fn l2_nginx_serves_on_while_svid_watch_rotates_its_certificate_under_load(
             popgate::net::tls::client(trust, Some((identity.chain.clone(), identity.private_key()))).expect("TLS");
         let http = popgate::client::http::HttpClient::new(tls);
         let request =
-            http::Request::get(format!("https://127.0.0.1:{port}/")).body(bytes::Bytes::new()).expect("a request");
+            http::Request::get(format!("https://{}/", server.address)).body(bytes::Bytes::new()).expect("a request");
         let response = http.fetch(request).await.map_err(|e| e.to_string())?;
         if response.status() == 200 { Ok(response.body().to_vec()) } else { Err(response.status().to_string()) }
     };
     wait(|| async { ask().await.is_ok() }, "nginx").await;
     let serial_served = || {
         let output = Command::new("sh")
-            .args(["-c", &format!("openssl s_client -connect 127.0.0.1:{port} </dev/null 2>/dev/null | openssl x509 -noout -serial -checkend 0")])
+            .args([
+                "-c",
+                &format!(
+                    "openssl s_client -connect {} </dev/null 2>/dev/null | openssl x509 -noout -serial -checkend 0",
+                    server.address
+                ),
+            ])
             .output()
             .expect("openssl runs");
         String::from_utf8_lossy(&output.stdout).into_owned()
@@ -255,11 +260,6 @@ async fn l2_nginx_serves_on_while_svid_watch_rotates_its_certificate_under_load(
             serials.insert(serial_served());
         }
     }
-    watch.kill().expect("kills");
-    watch.wait().expect("waits");
-    nix::sys::signal::kill(nix::unistd::Pid::from_raw(server.id() as i32), nix::sys::signal::Signal::SIGTERM)
-        .expect("signals");
-    server.wait().expect("waits");
     assert!(lost.is_empty(), "{} of {answered} lost: {lost:?}", lost.len());
     assert!(serials.len() >= 5 && answered >= 20, "{serials:?}, {answered} requests");
 }

@@ -22,6 +22,7 @@ mod interop;
 mod issuer;
 mod mask_report;
 mod masks;
+mod nginx;
 mod oauth_interop;
 mod operator;
 mod proofs;

@@ -1,7 +1,6 @@
 //! How much of what masks look for they find, and what else they take for it: the table of `docs/masking.md`.
 
 use std::collections::BTreeMap;
-use std::process::Command;
 use std::sync::Arc;
 
 use popgate::protocol::masking::{EntityKind, MaskRules, mask_counting};
@@ -9,6 +8,7 @@ use serde_json::Value;
 
 use crate::documented::{self, Page};
 use crate::interop::{row, script};
+use crate::world::process::bounded;
 use crate::world::{provided, stderr, stdout};
 
 #[derive(Default)]
@@ -27,7 +27,7 @@ fn precision_and_recall_of_each_entity_are_as_documented() {
     let Some(python) = provided("POPGATE_TEST_PYTHON", "clients in Python and Node, and a certificate linter") else {
         return;
     };
-    let output = Command::new(python).arg(script("personal_data.py")).output().expect("runs");
+    let output = bounded(&python).arg(script("personal_data.py")).output().expect("runs");
     assert!(output.status.success(), "{}", stderr(&output));
     let kinds = [EntityKind::Email, EntityKind::Card, EntityKind::Ssn, EntityKind::Iban, EntityKind::Secret];
     let rules = Arc::new(MaskRules::detecting(&kinds));

@@ -102,7 +102,7 @@ async fn case_26_27_28_29_what_is_coded_otherwise_or_bursts_is_refused() {
     ] {
         let answer = world.ask(200, headers, &body).await;
         assert_eq!((answer.status, answer.problem().as_str()), (502, "unmaskable"), "{headers:?}");
-        assert!(!answer.text().contains("ada"));
+        assert!(!answer.text().contains("ada@"));
     }
     // What only its first bytes, or its length, tell is cut, with nothing of it passed.
     let bomb = coded("gzip", &vec![b' '; 64 << 20]);
@@ -114,7 +114,7 @@ async fn case_26_27_28_29_what_is_coded_otherwise_or_bursts_is_refused() {
         if let Ok(response) = world.solver.session.call(&call).await {
             let answer = Answer::read(response).await;
             assert!(answer.status == 502 || answer.body.is_empty(), "{}", answer.text());
-            assert!(!answer.text().contains("ada"));
+            assert!(!answer.text().contains("ada@"));
         }
     }
     let status = std::fs::read_to_string(format!("/proc/{}/status", world.service.pid())).expect("lives");

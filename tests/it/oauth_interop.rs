@@ -11,6 +11,7 @@ use serde_json::{Value, json};
 use crate::documented::{self, Page};
 use crate::interop::{Row, row, rows, script};
 use crate::web::WebCa;
+use crate::world::process::bounded;
 use crate::world::{HandMade, SOLVER, Service, key_of, provided, registrations, stderr, stdout};
 
 const SERVER: &str = "spiffe://example.org/ci/narrow";
@@ -115,7 +116,7 @@ async fn curl(service: &Service, dir: &Path) -> Vec<Row> {
     identity.save(&own).expect("saves");
     let run = |args: &[&str]| {
         let file = |name: &str| own.join(name).to_str().expect("UTF-8").to_owned();
-        let output = Command::new("curl")
+        let output = bounded("curl")
             .args([
                 "-sS",
                 "--cacert",
@@ -190,7 +191,7 @@ async fn unmodified_oauth_clients_and_identity_providers_work_and_the_documented
     let mut idp = Idp::start(&node, dir.path());
     let service = service(&idp).await;
     let issuer = &service.addresses["token"];
-    let saml = Command::new(&python)
+    let saml = bounded(&python)
         .arg(script("saml_idp.py"))
         .args([SAML_ENTITY, issuer, &format!("{issuer}/token"), "jane"])
         .output()
@@ -212,10 +213,10 @@ async fn unmodified_oauth_clients_and_identity_providers_work_and_the_documented
         "idp": idp.issuer, "id_tokens": id_tokens, "saml": saml, "saml_entity": SAML_ENTITY,
     });
     std::fs::write(at("world.json"), world.to_string()).expect("writes");
-    let mut js = Command::new("node");
+    let mut js = bounded("node");
     js.arg(script("oauth_clients.mjs")).arg(&node).arg(at("world.json"));
     table.extend(client(js));
-    let mut py = Command::new(&python);
+    let mut py = bounded(&python);
     // It looks for the metadata outside of its session.
     py.arg(script("oauth_client.py")).arg(at("world.json")).env("REQUESTS_CA_BUNDLE", at("client").join("bundle.pem"));
     table.extend(client(py));

@@ -19,7 +19,7 @@ use popgate::net::listener::{self, Drain};
 use popgate::net::router::Routed;
 use serde_json::json;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
-use tokio::net::{TcpListener, TcpStream};
+use tokio::net::TcpListener;
 use tokio_tungstenite::WebSocketStream;
 use tokio_tungstenite::tungstenite::Message;
 use tokio_tungstenite::tungstenite::protocol::Role;
@@ -262,12 +262,7 @@ async fn a_websocket_opens_over_http_2_with_extended_connect() {
     let url = service.url("gateway", "/ws/pass");
     let token = solver.token(&url).await;
     assert_eq!(solver.get(&service.url("gateway", "/v1/runs/r1")).await.status, 200, "learns the nonce");
-    let address = service.addresses["gateway"].trim_start_matches("https://").to_owned();
-    let mut tls = solver.session.identity().tls(false).expect("TLS");
-    tls.alpn_protocols = vec![b"h2".to_vec()];
-    let stream = TcpStream::connect(&address).await.expect("connects");
-    let name = rustls::pki_types::ServerName::try_from("127.0.0.1").expect("a name");
-    let stream = tokio_rustls::TlsConnector::from(Arc::new(tls)).connect(name, stream).await.expect("TLS");
+    let stream = service.raw(&solver, b"h2").await;
     let (mut sender, connection) =
         hyper::client::conn::http2::handshake::<_, _, Full<Bytes>>(TokioExecutor::new(), TokioIo::new(stream))
             .await
@@ -377,14 +372,6 @@ async fn a_stop_closes_open_sockets_and_bad_handshakes_are_told() {
 }
 
 /// A connection to the gateway on which a test writes what it likes.
-async fn raw(service: &Service, solver: &Client) -> tokio_rustls::client::TlsStream<TcpStream> {
-    let address = service.addresses["gateway"].trim_start_matches("https://");
-    let stream = TcpStream::connect(address).await.expect("connects");
-    let name = rustls::pki_types::ServerName::try_from("127.0.0.1").expect("a name");
-    let tls = solver.session.identity().tls(false).expect("TLS");
-    tokio_rustls::TlsConnector::from(Arc::new(tls)).connect(name, stream).await.expect("TLS")
-}
-
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_client_that_expects_100_is_told_to_go_on_only_once_its_proof_holds() {
     let service = Service::start().await;
@@ -400,14 +387,14 @@ async fn a_client_that_expects_100_is_told_to_go_on_only_once_its_proof_holds() 
         )
     };
     let mut buffer = [0; 4096];
-    let mut good = raw(&service, &solver).await;
+    let mut good = service.raw(&solver, b"http/1.1").await;
     good.write_all(head(&solver.session.prove("POST", &url, Some(&token))).as_bytes()).await.expect("writes");
     let n = good.read(&mut buffer).await.expect("reads");
     assert!(buffer[..n].starts_with(b"HTTP/1.1 100 Continue\r\n"), "{}", String::from_utf8_lossy(&buffer[..n]));
     good.write_all(b"{}").await.expect("writes");
     let n = good.read(&mut buffer).await.expect("reads");
     assert!(buffer[..n].starts_with(b"HTTP/1.1 200 OK\r\n"), "{}", String::from_utf8_lossy(&buffer[..n]));
-    let mut bad = raw(&service, &solver).await;
+    let mut bad = service.raw(&solver, b"http/1.1").await;
     bad.write_all(head("not.a.proof").as_bytes()).await.expect("writes");
     let n = bad.read(&mut buffer).await.expect("reads");
     assert!(buffer[..n].starts_with(b"HTTP/1.1 401 "), "{}", String::from_utf8_lossy(&buffer[..n]));

@@ -1,40 +1,24 @@
 //! Other people's clients through the gateway, unmodified: those that cannot sign go through `popgate proxy`. The table of
 //! `docs/integrations/gateway.md` is what these runs say.
 
-use std::io::{BufRead as _, BufReader};
 use std::path::Path;
-use std::process::{Child, Command, Stdio};
+use std::process::Command;
 
-use serde_json::{Value, json};
+use serde_json::json;
 
 use crate::documented::{self, Page};
 use crate::interop::{Row, row, rows, script};
 use crate::protocols::{echo, grpc_server, operation, route};
+use crate::world::process::{Running, bounded};
 use crate::world::{SOLVER, Service, popgate, provided, respond, stderr, stdout};
 
-/// A process of ours that tells where it listens.
-struct Running {
-    child: Child,
-    address: String,
-}
-
-impl Drop for Running {
-    fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-    }
-}
-
-fn start(args: &[&str], name: &str, log: &Path) -> Running {
-    let log = std::fs::OpenOptions::new().create(true).append(true).open(log).expect("log");
-    let mut command = popgate();
-    command.args(args).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(log);
-    let mut child = command.spawn().expect("starts");
-    let mut line = String::new();
-    BufReader::new(child.stdout.take().expect("piped")).read_line(&mut line).expect("reads");
-    let told: Value = serde_json::from_str(&line).unwrap_or_else(|_| panic!("no ready line of {name}: {line}"));
-    let address = told["ready"][name].as_str().expect("an address").to_owned();
-    Running { child, address }
+/// Starts a process of ours that tells where it listens.
+fn start(args: &[&str], name: &str, log: &Path) -> (Running, String) {
+    let file = std::fs::OpenOptions::new().create(true).append(true).open(log).expect("log");
+    let (process, ready) = Running::start(popgate().args(args).stderr(file), |_| {});
+    let said = || std::fs::read_to_string(log).unwrap_or_default();
+    let address = ready["ready"][name].as_str().unwrap_or_else(|| panic!("no ready line of {name}: {}", said()));
+    (process, address.to_owned())
 }
 
 fn routes(engine: &str, grpc: &str, sockets: &str) -> String {
@@ -81,33 +65,32 @@ async fn unmodified_clients_work_and_the_documented_table_says_what_they_did() {
     let node = provided("POPGATE_TEST_NODE_MODULES", "the Node clients").expect("`./test` provides both");
     let dir = tempfile::tempdir().expect("tempdir");
     let log = dir.path().join("log");
-    let engine = start(&["tot", "serve", "--json", "--listen", "127.0.0.1:0"], "engine", &log);
+    let (_engine, engine) = start(&["tot", "serve", "--json", "--listen", "127.0.0.1:0"], "engine", &log);
     let (grpc, _switch) = grpc_server().await;
     let sockets = echo().await;
-    let service =
-        Service::start_routes(&routes(&engine.address, &grpc, &sockets), &PERMITS, &[("tools.cedar", TOOLS)]).await;
+    let service = Service::start_routes(&routes(&engine, &grpc, &sockets), &PERMITS, &[("tools.cedar", TOOLS)]).await;
     service.upstream.on_request(|_| respond(200, "application/json", r#"{"ok":true}"#));
     let own = dir.path().join("solver");
     service.enrol(SOLVER).await.save(&own).expect("saves");
     let own = own.to_str().expect("UTF-8");
     let to = service.addresses["gateway"].clone();
-    let proxy = start(&["proxy", "--json", "--identity", own, "--listen", "127.0.0.1:0", "--to", &to], "proxy", &log);
+    let (_proxy, proxy) =
+        start(&["proxy", "--json", "--identity", own, "--listen", "127.0.0.1:0", "--to", &to], "proxy", &log);
     let world = dir.path().join("world.json");
-    std::fs::write(&world, json!({"proxy": proxy.address}).to_string()).expect("writes");
+    std::fs::write(&world, json!({"proxy": proxy}).to_string()).expect("writes");
     let mut table = vec![row("client", "version", "call", "result")];
-    let mut py = Command::new(&python);
+    let mut py = bounded(&python);
     py.arg(script("proxied_clients.py")).arg(&world);
     table.extend(client(py));
-    let mut js = Command::new("node");
-    js.arg(script("ws_client.mjs")).args([&node, &proxy.address]);
+    let mut js = bounded("node");
+    js.arg(script("ws_client.mjs")).args([&node, &proxy]);
     table.extend(client(js));
-    let url = format!("{}/v1/runs/r1", proxy.address);
+    let url = format!("{}/v1/runs/r1", proxy);
     for (label, flag, want) in
         [("GET over HTTP/1.1", "--http1.1", "200 1.1"), ("GET over HTTP/2", "--http2-prior-knowledge", "200 2")]
     {
-        let output = Command::new("curl")
-            .args(["-s", flag, "-o", "/dev/null", "-w", "%{http_code} %{http_version}", &url])
-            .output();
+        let output =
+            bounded("curl").args(["-s", flag, "-o", "/dev/null", "-w", "%{http_code} %{http_version}", &url]).output();
         let told = stdout(&output.expect("curl runs"));
         table.push(row("curl", "Debian's", label, if told == want { "ok" } else { &told }));
     }
@@ -118,7 +101,7 @@ async fn unmodified_clients_work_and_the_documented_table_says_what_they_did() {
         "GET over HTTP/2 to the gateway, with `popgate token` and `popgate proof`",
         &direct,
     ));
-    let load = Command::new("h2load").args(["-n", "200", "-c", "4", "-m", "8", &url]).output().expect("h2load runs");
+    let load = bounded("h2load").args(["-n", "200", "-c", "4", "-m", "8", &url]).output().expect("h2load runs");
     let good =
         stdout(&load).contains("200 succeeded, 0 failed, 0 errored, 0 timeout") && stdout(&load).contains("200 2xx");
     table.push(row(
@@ -152,7 +135,7 @@ async fn direct_curl(service: &Service, own: &str) -> String {
         }
         let proof = stdout(&proof.output().expect("runs")).trim().to_owned();
         let (authorization, proof) = (format!("Authorization: DPoP {token}"), format!("DPoP: {proof}"));
-        let output = Command::new("curl")
+        let output = bounded("curl")
             .args([
                 "-s",
                 "--http2",
@@ -182,18 +165,22 @@ async fn direct_curl(service: &Service, own: &str) -> String {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_proxy_is_for_its_own_host_and_for_no_page_in_a_browser() {
+    if provided("POPGATE_TEST_NODE_MODULES", "the proxy before curl").is_none() {
+        return;
+    }
     let service = Service::start().await;
     let dir = tempfile::tempdir().expect("tempdir");
     let own = dir.path().join("solver");
     service.enrol(SOLVER).await.save(&own).expect("saves");
     let (own, to) = (own.to_str().expect("UTF-8"), service.addresses["gateway"].clone());
     let log = dir.path().join("log");
-    let proxy = start(&["proxy", "--json", "--identity", own, "--listen", "127.0.0.1:0", "--to", &to], "proxy", &log);
+    let (_proxy, proxy) =
+        start(&["proxy", "--json", "--identity", own, "--listen", "127.0.0.1:0", "--to", &to], "proxy", &log);
     let curl = |args: &[&str]| {
-        let output = Command::new("curl").args(["-s", "-o", "/dev/null", "-w", "%{http_code}"]).args(args).output();
+        let output = bounded("curl").args(["-s", "-o", "/dev/null", "-w", "%{http_code}"]).args(args).output();
         stdout(&output.expect("curl runs"))
     };
-    let url = format!("{}/v1/runs/r1", proxy.address);
+    let url = format!("{}/v1/runs/r1", proxy);
     assert_eq!(curl(&[&url]), "200");
     assert_eq!(curl(&["-H", "Host: evil.example", &url]), "421");
     assert_eq!(curl(&["-H", "Origin: https://evil.example", &url]), "403");
@@ -207,15 +194,13 @@ async fn the_proxy_is_for_its_own_host_and_for_no_page_in_a_browser() {
     let big = dir.path().join("big");
     std::fs::write(&big, vec![b'x'; 3 << 20]).expect("writes");
     let sent = format!("@{}", big.display());
-    assert_eq!(
-        curl(&["-H", "content-type: text/plain", "--data-binary", &sent, &format!("{}/v1/runs", proxy.address)]),
-        "200"
-    );
+    assert_eq!(curl(&["-H", "content-type: text/plain", "--data-binary", &sent, &format!("{}/v1/runs", proxy)]), "200");
     assert_eq!(service.upstream.seen().last().expect("one").body.len(), 3 << 20);
     let socket = dir.path().join("s");
     let listen = format!("unix:{}", socket.display());
-    let local = start(&["proxy", "--json", "--identity", own, "--listen", &listen, "--to", &to], "proxy", &log);
-    assert_eq!(local.address, listen);
+    let (_local, local) =
+        start(&["proxy", "--json", "--identity", own, "--listen", &listen, "--to", &to], "proxy", &log);
+    assert_eq!(local, listen);
     assert_eq!(curl(&["--unix-socket", socket.to_str().expect("UTF-8"), "http://anything/v1/runs/r1"]), "200");
     use std::os::unix::fs::PermissionsExt as _;
     assert_eq!(std::fs::metadata(&socket).expect("there").permissions().mode() & 0o777, 0o600);

@@ -1,8 +1,7 @@
 //! Requests with two readings, byte for byte over raw sockets: each is refused, or upstream sees exactly what the pipeline
 //! judged. The table of `docs/smuggling.md` is what these runs say, of three real upstreams.
 
-use std::io::{BufRead as _, BufReader};
-use std::process::{Child, Command, Stdio};
+use std::process::{Command, Stdio};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -13,10 +12,11 @@ use popgate::evidence::files::EvidenceDir;
 use popgate::evidence::reader::LogReader;
 use serde_json::Value;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
-use tokio::net::TcpStream;
 
 use crate::documented::{self, Page};
 use crate::interop::{row, script};
+use crate::nginx::Nginx;
+use crate::world::process::Running;
 use crate::world::{Client, Service, Upstream, provided, respond};
 
 /// Method, target and digest of the body.
@@ -27,77 +27,45 @@ enum Behind {
     /// hyper, in this process.
     Hyper(Upstream),
     /// Node's own server.
-    Node(Child, String, Arc<Mutex<Vec<Request>>>),
+    Node(#[allow(dead_code, reason = "it ends with the value")] Running, String, Arc<Mutex<Vec<Request>>>),
     /// nginx, which passes what it read to a hyper of its own.
-    Nginx(Child, String, Upstream, #[allow(dead_code, reason = "it goes with nginx")] tempfile::TempDir),
-}
-
-impl Drop for Behind {
-    fn drop(&mut self) {
-        if let Self::Node(child, ..) | Self::Nginx(child, ..) = self {
-            let _ = child.kill();
-            let _ = child.wait();
-        }
-    }
+    Nginx(Nginx, Upstream, #[allow(dead_code, reason = "it goes with nginx")] tempfile::TempDir),
 }
 
 impl Behind {
     fn node() -> Self {
         let mut command = Command::new("node");
-        command.arg(script("upstream.mjs")).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::null());
-        let mut child = command.spawn().expect("node runs");
-        let mut lines = BufReader::new(child.stdout.take().expect("piped")).lines();
-        let told: Value = serde_json::from_str(&lines.next().expect("a line").expect("reads")).expect("JSON");
+        command.arg(script("upstream.mjs")).stderr(Stdio::null());
         let seen: Arc<Mutex<Vec<Request>>> = Arc::default();
         let kept = seen.clone();
-        std::thread::spawn(move || {
-            for line in lines.map_while(Result::ok) {
-                let told: Value = serde_json::from_str(&line).expect("JSON");
+        let (node, ready) = Running::start(&mut command, move |line| {
+            let told: Value = serde_json::from_str(line).expect("JSON");
+            if told["port"].is_null() {
                 let text = |name: &str| told[name].as_str().unwrap_or_default().to_owned();
                 kept.lock().expect("no panic").push((text("method"), text("target"), text("sha256")));
             }
         });
-        Self::Node(child, format!("127.0.0.1:{}", told["port"]), seen)
+        Self::Node(node, format!("127.0.0.1:{}", ready["port"]), seen)
     }
 
     async fn nginx(binary: &str) -> Self {
         let dir = tempfile::tempdir().expect("tempdir");
         let recorder = Upstream::start().await;
         recorder.on_request(|_| respond(200, "text/plain", "ok"));
-        let port = std::net::TcpListener::bind("127.0.0.1:0").and_then(|l| l.local_addr()).expect("a port").port();
-        let at = |name: &str| dir.path().join(name).display().to_string();
-        let temporary: String =
-            ["client_body", "proxy", "fastcgi", "uwsgi", "scgi"].map(|n| format!("{n}_temp_path {};", at(n))).concat();
-        let configuration = format!(
-            "daemon off; pid {}; error_log {} warn; events {{}} http {{ access_log off; {temporary} client_max_body_size 0; merge_slashes off; server {{ listen 127.0.0.1:{port}; location / {{ proxy_pass http://{}; proxy_http_version 1.1; }} }} }}",
-            at("pid"),
-            at("errors"),
-            recorder.address
-        );
-        std::fs::write(dir.path().join("nginx.conf"), configuration).expect("writes");
-        let mut child = Command::new(binary)
-            .args(["-p", &at(""), "-c", &at("nginx.conf")])
-            .stdin(Stdio::null())
-            .stderr(Stdio::null())
-            .spawn()
-            .expect("nginx runs");
-        let address = format!("127.0.0.1:{port}");
-        while TcpStream::connect(&address).await.is_err() {
-            let ended = child.try_wait().expect("its status");
-            assert!(
-                ended.is_none(),
-                "nginx ended before it listened ({ended:?}): {:?}",
-                std::fs::read_to_string(at("errors"))
-            );
-            tokio::task::yield_now().await;
-        }
-        Self::Nginx(child, address, recorder, dir)
+        let nginx = Nginx::start(binary, dir.path(), |port| {
+            format!(
+                "client_max_body_size 0; merge_slashes off; server {{ listen 127.0.0.1:{port}; location / {{ proxy_pass http://{}; proxy_http_version 1.1; }} }}",
+                recorder.address
+            )
+        });
+        Self::Nginx(nginx.await, recorder, dir)
     }
 
     fn address(&self) -> &str {
         match self {
             Self::Hyper(upstream) => &upstream.address,
-            Self::Node(_, address, _) | Self::Nginx(_, address, ..) => address,
+            Self::Node(_, address, _) => address,
+            Self::Nginx(nginx, ..) => &nginx.address,
         }
     }
 
@@ -107,7 +75,7 @@ impl Behind {
             upstream.seen().into_iter().map(|s| (s.method.clone(), s.target.clone(), digest(&s.body))).collect()
         };
         match self {
-            Self::Hyper(upstream) | Self::Nginx(_, _, upstream, _) => of(upstream),
+            Self::Hyper(upstream) | Self::Nginx(_, upstream, _) => of(upstream),
             Self::Node(_, _, seen) => seen.lock().expect("no panic").clone(),
         }
     }
@@ -407,21 +375,13 @@ impl Bench {
         [("authorization".into(), format!("DPoP {}", self.token.expose())), ("dpop".into(), proof)]
     }
 
-    async fn connect(&self, alpn: &[u8]) -> tokio_rustls::client::TlsStream<TcpStream> {
-        let stream = TcpStream::connect(&self.host).await.expect("connects");
-        let name = rustls::pki_types::ServerName::try_from("127.0.0.1").expect("a name");
-        let mut tls = self.solver.session.identity().tls(false).expect("TLS");
-        tls.alpn_protocols = vec![alpn.to_vec()];
-        tokio_rustls::TlsConnector::from(Arc::new(tls)).connect(name, stream).await.expect("TLS")
-    }
-
     /// Writes the bytes and reads to the end, or until nothing more comes; whether upstream's answer came back.
     async fn raw(&self, text: &str) -> bool {
         let credentials: String = self.credentials().map(|(n, v)| format!("{n}: {v}\r\n")).concat();
         let text = text.replace('@', &format!("Host: %\r\n{credentials}")).replace('!', &credentials);
         let text =
             text.replace('%', "\u{1}").replace("\u{1}2", "%2").replace("\u{1}0", "%0").replace('\u{1}', &self.host);
-        let mut stream = self.connect(b"http/1.1").await;
+        let mut stream = self.service.raw(&self.solver, b"http/1.1").await;
         stream.write_all(text.as_bytes()).await.expect("writes");
         let _ = stream.flush().await;
         // Who sends less than it said is not answered: closing its side ends the wait.
@@ -463,7 +423,7 @@ impl Bench {
         frame(4, 0, 0, &[], &mut bytes);
         frame(1, 4, 1, &block, &mut bytes);
         frame(0, 1, 1, data.as_bytes(), &mut bytes);
-        let mut stream = self.connect(b"h2").await;
+        let mut stream = self.service.raw(&self.solver, b"h2").await;
         stream.write_all(&bytes).await.expect("writes");
         // A ping behind it: once it is answered, or the connection is gone, the request was looked at.
         let mut ping = Vec::new();

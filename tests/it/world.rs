@@ -1,9 +1,8 @@
 //! A running service with an upstream of the test's own.
 
 use std::collections::HashMap;
-use std::io::{BufRead as _, BufReader};
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Output, Stdio};
+use std::process::{Command, Output, Stdio};
 use std::sync::{Arc, Mutex};
 
 use base64::Engine as _;
@@ -28,7 +27,14 @@ use popgate::store::clock::SystemClock;
 use popgate::store::entropy::random_id;
 use serde_json::{Value, json};
 use tempfile::TempDir;
-use tokio::net::TcpListener;
+use tokio::net::{TcpListener, TcpStream};
+use tokio_rustls::TlsConnector;
+use tokio_rustls::client::TlsStream;
+
+#[path = "process.rs"]
+pub mod process;
+
+use process::Running;
 
 pub const SOLVER: &str = "spiffe://example.org/ci/solver";
 pub const BOB: &str = "https://idp.example.org#bob";
@@ -117,22 +123,16 @@ pub fn streaming(kind: &str) -> (Response<AnyBody>, tokio::sync::mpsc::Unbounded
     (response, sender)
 }
 
-/// A running service; it is killed when dropped.
+/// A running service.
 pub struct Service {
     pub data: PathBuf,
     pub addresses: HashMap<String, String>,
     pub upstream: Upstream,
-    child: Child,
+    process: Running,
     _dir: Option<TempDir>,
 }
 
-impl Drop for Service {
-    fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-    }
-}
-
+/// A process of the product, without the settings of who runs the tests.
 pub fn popgate() -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_popgate"));
     without_settings(&mut command);
@@ -212,6 +212,16 @@ const POLICIES: &str = r#"
 pub const ENGINE_KEY: &str = "engine-key-5f0c1d";
 
 impl Service {
+    /// A TLS connection to the gateway with a workload's certificate, on which a test may write what it likes.
+    pub async fn raw(&self, client: &Client, alpn: &[u8]) -> TlsStream<TcpStream> {
+        let stream =
+            TcpStream::connect(self.addresses["gateway"].trim_start_matches("https://")).await.expect("connects");
+        let mut tls = client.session.identity().tls(false).expect("TLS");
+        tls.alpn_protocols = vec![alpn.to_vec()];
+        let name = rustls::pki_types::ServerName::try_from("127.0.0.1").expect("a name");
+        TlsConnector::from(Arc::new(tls)).connect(name, stream).await.expect("TLS")
+    }
+
     pub async fn start() -> Self {
         Self::start_with("").await
     }
@@ -277,8 +287,8 @@ impl Service {
         std::fs::write(base.join("routes.toml"), routes(&upstream.address)).expect("writes");
         std::fs::write(base.join("p.cedar"), POLICIES).expect("writes");
         std::fs::write(base.join("engine-key"), format!("{ENGINE_KEY}\n")).expect("writes");
-        let (child, addresses) = spawn(&base);
-        Self { data: base.join("data"), addresses, upstream, child, _dir: Some(dir) }
+        let (process, addresses) = spawn(&base);
+        Self { data: base.join("data"), addresses, upstream, process, _dir: Some(dir) }
     }
 
     pub fn base(&self) -> &Path {
@@ -290,7 +300,7 @@ impl Service {
     }
 
     pub fn pid(&self) -> i32 {
-        i32::try_from(self.child.id()).expect("a pid")
+        i32::try_from(self.process.child.id()).expect("a pid")
     }
 
     pub fn signal(&self, signal: nix::sys::signal::Signal) {
@@ -299,7 +309,7 @@ impl Service {
 
     /// Waits for the end and gives the exit code.
     pub fn wait(&mut self) -> Option<i32> {
-        self.child.wait().expect("waits").code()
+        self.process.child.wait().expect("waits").code()
     }
 
     /// Kills the process as a power cut would and starts it again on the same data and ports.
@@ -310,8 +320,8 @@ impl Service {
 
     /// Kills the process.
     pub fn crash(&mut self) {
-        self.child.kill().expect("kills");
-        self.child.wait().expect("waits");
+        self.process.child.kill().expect("kills");
+        self.process.child.wait().expect("waits");
     }
 
     /// Another process on a copy of the data of one that has stopped, on ports of its own.
@@ -320,8 +330,8 @@ impl Service {
         let base = dir.path().join("r");
         let copied = Command::new("cp").arg("-a").arg(self.base()).arg(&base).status().expect("copies");
         assert!(copied.success());
-        let (child, addresses) = spawn(&base);
-        Self { data: base.join("data"), addresses, upstream: self.upstream.clone(), child, _dir: Some(dir) }
+        let (process, addresses) = spawn(&base);
+        Self { data: base.join("data"), addresses, upstream: self.upstream.clone(), process, _dir: Some(dir) }
     }
 
     /// Starts again on the same data and the same ports.
@@ -341,8 +351,8 @@ impl Service {
             text += &rest.replacen("listen = \"127.0.0.1:0\"", &format!("listen = \"127.0.0.1:{port}\""), 1);
         }
         std::fs::write(&path, text).expect("writes");
-        let (child, addresses) = spawn(self.base());
-        self.child = child;
+        let (process, addresses) = spawn(self.base());
+        self.process = process;
         self.addresses = addresses;
     }
 
@@ -403,30 +413,22 @@ pub fn registrations() -> Value {
     })
 }
 
-fn spawn(base: &Path) -> (Child, HashMap<String, String>) {
+fn spawn(base: &Path) -> (Running, HashMap<String, String>) {
     let log = std::fs::OpenOptions::new().create(true).append(true).open(base.join("serve.log")).expect("log");
     // With SIGXFSZ ignored a test may make the disk full for this process alone: writes beyond its limit then fail.
     let mut command = Command::new("sh");
     command.args(["-c", "trap '' XFSZ; exec \"$0\" \"$@\"", env!("CARGO_BIN_EXE_popgate")]);
-    without_settings(&mut command)
-        .args(["serve", "--json", "--config"])
-        .arg(base.join("popgate.toml"))
-        .stdin(Stdio::null())
-        .stdout(Stdio::piped())
-        .stderr(log);
-    let mut child = command.spawn().expect("starts");
-    let mut line = String::new();
-    BufReader::new(child.stdout.take().expect("piped")).read_line(&mut line).expect("reads");
-    let ready: Value = serde_json::from_str(&line).unwrap_or_else(|_| {
-        panic!("no ready line: {}", std::fs::read_to_string(base.join("serve.log")).unwrap_or_default())
-    });
+    without_settings(&mut command).args(["serve", "--json", "--config"]).arg(base.join("popgate.toml")).stderr(log);
+    let (process, ready) = Running::start(&mut command, |_| {});
+    let log = || std::fs::read_to_string(base.join("serve.log")).unwrap_or_default();
+    assert!(ready["ready"].is_object(), "no ready line: {}", log());
     let addresses = ready["ready"]
         .as_object()
         .expect("addresses")
         .iter()
         .map(|(k, v)| (k.clone(), v.as_str().expect("text").to_owned()))
         .collect();
-    (child, addresses)
+    (process, addresses)
 }
 
 /// A workload's calls with the answers read whole.
