@@ -173,7 +173,7 @@ fn exchange(transcript: &Transcript) -> Value {
         "response": head(FrameKind::ResponseHead),
         "response_body": text(FrameKind::ResponseBody),
         "ended": text(FrameKind::End),
-        "torn": transcript.torn,
+        "torn": !transcript.has_ended(),
     })
 }
 
@@ -190,7 +190,7 @@ async fn play(global: &Global, request_id: &str, speed: Option<f64>) -> Result<(
         context::out_bytes(&frame.payload);
     }
     let ended = transcript.joined(FrameKind::End);
-    if transcript.torn || ended != b"complete" {
+    if ended != b"complete" {
         context::say(
             global,
             &format!(

@@ -43,14 +43,13 @@ impl EvidenceDir {
         self.0.join("openings").join(format!("{bundle:06}.jsonl"))
     }
 
-    /// The directory of recordings.
+    /// The directory of segments of recordings.
     pub fn recordings(&self) -> PathBuf {
         self.0.join("recordings")
     }
 
-    /// One recording. Request ids are hex of our own making, so they are safe as names; anything else names nothing.
-    pub fn recording(&self, request_id: &str) -> Option<PathBuf> {
-        let safe = request_id.len() == 32 && request_id.bytes().all(|b| b.is_ascii_hexdigit());
-        safe.then(|| self.recordings().join(format!("{request_id}.rec")))
+    /// One of the segments that recordings share.
+    pub fn segment(&self, number: u64) -> PathBuf {
+        self.recordings().join(format!("{number:08}.seg"))
     }
 }

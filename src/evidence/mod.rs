@@ -5,6 +5,7 @@ pub mod files;
 pub mod reader;
 pub mod recording;
 pub mod replay;
+pub mod segments;
 pub mod sequence;
 pub mod settle;
 pub mod stage;

@@ -1,12 +1,13 @@
-//! Writes recordings. Frames go to the file before their bytes go to the client; a syncer follows within 50 ms.
+//! Writes recordings. Frames go to the segment that all share before their bytes go to the client; a syncer follows within
+//! 50 ms, with one sync for all that came meanwhile.
 
 use std::fs::{File, OpenOptions};
-use std::io::{Seek as _, SeekFrom, Write as _};
+use std::io::Write as _;
 use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::Path;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, SendError, Sender, channel};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use tokio::sync::oneshot;
@@ -14,48 +15,54 @@ use tokio::sync::oneshot;
 use crate::domain::digest::{Hasher, Sha256};
 use crate::domain::recording::FrameKind;
 use crate::evidence::files::EvidenceDir;
+use crate::evidence::{EvidenceError, segments};
 use crate::net::files::sync_dir;
-use crate::protocol::transcript::{MAGIC, MAX_PAYLOAD, encode};
+use crate::protocol::transcript::{MAGIC, MAX_PAYLOAD, RecordingId, encode};
 use crate::store::Unavailable;
 use crate::store::evidence::{Finished, Recording};
 
 const PART: &str = "the recorder";
 /// Frames of this long share a sync.
 const GATHER: Duration = Duration::from_millis(15);
+/// A segment of this many bytes is full.
+const FULL: u64 = 64 << 20;
 
 /// Begins recordings and keeps them synced.
 pub struct Recorder {
-    dir: EvidenceDir,
+    writer: Arc<Mutex<Writer>>,
     syncer: Sender<Message>,
 }
 
 /// What the syncer is told.
 enum Message {
-    /// A file has frames that are not synced.
+    /// A segment has frames that are not synced.
     Written(Written),
+    /// A recording ended, all of it told before: its digest, and what waits for it.
+    Ended(Sha256, Finished),
     /// Answered once everything told before is synced and its endings are written.
     Flush(oneshot::Sender<()>),
 }
 
 struct Written {
-    file: File,
+    file: Arc<File>,
     dirty: Arc<AtomicBool>,
     /// Whether its name is new in the directory.
     created: bool,
-    /// The digest of the whole file, and what waits for it.
-    ended: Option<(Sha256, Finished)>,
 }
 
 impl Recorder {
-    /// A recorder under `dir`, with its syncer.
-    pub fn new(dir: EvidenceDir) -> Self {
+    /// A recorder under `dir`, with its syncer. It begins a segment of its own: the last one may be torn.
+    pub fn new(dir: EvidenceDir) -> Result<Self, EvidenceError> {
         let (syncer, messages) = channel();
         let recordings = dir.recordings();
+        let number = |path: &Path| path.file_stem().and_then(|n| n.to_str()).and_then(|n| n.parse::<u64>().ok());
+        let last = segments::list(&dir)?.iter().filter_map(|p| number(p)).max().unwrap_or(0);
         std::thread::Builder::new()
             .name("recording-sync".into())
             .spawn(move || sync_loop(&messages, &recordings))
-            .expect("a thread can be started, or the service cannot run");
-        Self { dir, syncer }
+            .map_err(EvidenceError::io("start the syncer of", dir.root()))?;
+        let writer = Writer { dir, last, segment: None, syncer: syncer.clone() };
+        Ok(Self { writer: Arc::new(Mutex::new(writer)), syncer })
     }
 
     /// Returns once every recording that has ended is synced.
@@ -66,46 +73,31 @@ impl Recorder {
         }
     }
 
-    /// Creates the recording of one request.
+    /// Begins the recording of one request.
     pub fn begin(&self, request_id: &str) -> Result<Box<dyn Recording>, Unavailable> {
-        let path = self.dir.recording(request_id).ok_or_else(|| Unavailable::new(PART, "not a request id"))?;
-        let mut file = OpenOptions::new()
-            .write(true)
-            .create_new(true)
-            .mode(0o600)
-            .open(path)
-            .map_err(|e| Unavailable::new(PART, e))?;
-        file.write_all(MAGIC).map_err(|e| Unavailable::new(PART, e))?;
-        let mut digest = Hasher::default();
-        digest.update(MAGIC);
-        Ok(Box::new(OpenRecording {
-            file,
-            digest,
-            length: MAGIC.len() as u64,
-            began: Instant::now(),
-            syncer: self.syncer.clone(),
-            dirty: Arc::default(),
-            created: true,
-        }))
+        let id = RecordingId::parse(request_id).ok_or_else(|| Unavailable::new(PART, "not a request id"))?;
+        let (writer, syncer) = (self.writer.clone(), self.syncer.clone());
+        Ok(Box::new(OpenRecording { id, writer, syncer, digest: Hasher::default(), place: 0, began: Instant::now() }))
     }
 }
 
-/// Syncs, each round, the files that were written since the last. A failed sync ends the process: see the stage.
+/// Syncs, each round, the segments that were written since the last. A failed sync ends the process: see the stage.
 fn sync_loop(messages: &Receiver<Message>, dir: &Path) {
     while let Ok(first) = messages.recv() {
         std::thread::sleep(GATHER);
-        let (mut round, mut waiting) = (Vec::new(), Vec::new());
+        let (mut written, mut ended, mut waiting) = (Vec::new(), Vec::new(), Vec::new());
         for message in std::iter::once(first).chain(messages.try_iter()) {
             match message {
-                Message::Written(written) => round.push(written),
+                Message::Written(segment) => written.push(segment),
+                Message::Ended(digest, then) => ended.push((digest, then)),
                 Message::Flush(waiter) => waiting.push(waiter),
             }
         }
-        if let Err(error) = sync(&round, dir) {
+        if let Err(error) = sync(&written, dir) {
             tracing::error!(%error, "a recording could not be synced; ending the process");
             std::process::exit(1);
         }
-        for (digest, then) in round.into_iter().filter_map(|w| w.ended) {
+        for (digest, then) in ended {
             then(Ok(digest));
         }
         for waiter in waiting {
@@ -125,61 +117,85 @@ fn sync(round: &[Written], dir: &Path) -> std::io::Result<()> {
     })
 }
 
-struct OpenRecording {
-    file: File,
-    digest: Hasher,
+/// Appends frames to the segment of now.
+struct Writer {
+    dir: EvidenceDir,
+    /// Number of the last segment.
+    last: u64,
+    segment: Option<Segment>,
+    syncer: Sender<Message>,
+}
+
+struct Segment {
+    file: Arc<File>,
     /// Bytes of whole frames.
     length: u64,
-    began: Instant,
-    syncer: Sender<Message>,
     dirty: Arc<AtomicBool>,
     created: bool,
+}
+
+impl Writer {
+    fn write(&mut self, frame: &[u8]) -> Result<(), Unavailable> {
+        if self.segment.as_ref().is_none_or(|s| s.length >= FULL) {
+            self.segment = Some(self.begin().map_err(|e| Unavailable::new(PART, e))?);
+        }
+        let Some(segment) = &mut self.segment else { return Err(Unavailable::new(PART, "it has no segment")) };
+        if let Err(error) = (&*segment.file).write_all(frame) {
+            // Half a frame is skipped by whoever reads, and costs space.
+            if segment.file.set_len(segment.length).is_err() {
+                self.segment = None;
+            }
+            return Err(Unavailable::new(PART, error));
+        }
+        segment.length += frame.len() as u64;
+        if !segment.dirty.swap(true, Ordering::SeqCst) {
+            let created = std::mem::take(&mut segment.created);
+            let written = Written { file: segment.file.clone(), dirty: segment.dirty.clone(), created };
+            self.syncer.send(Message::Written(written)).map_err(|e| Unavailable::new(PART, e))?;
+        }
+        Ok(())
+    }
+
+    fn begin(&mut self) -> std::io::Result<Segment> {
+        self.last += 1;
+        let path = self.dir.segment(self.last);
+        let mut file = OpenOptions::new().append(true).create_new(true).mode(0o600).open(path)?;
+        file.write_all(MAGIC)?;
+        let length = MAGIC.len() as u64;
+        Ok(Segment { file: Arc::new(file), length, dirty: Arc::default(), created: true })
+    }
+}
+
+struct OpenRecording {
+    id: RecordingId,
+    writer: Arc<Mutex<Writer>>,
+    syncer: Sender<Message>,
+    digest: Hasher,
+    place: u32,
+    began: Instant,
 }
 
 impl OpenRecording {
     fn write(&mut self, kind: FrameKind, payload: &[u8]) -> Result<(), Unavailable> {
         let at_ms = u32::try_from(self.began.elapsed().as_millis()).unwrap_or(u32::MAX);
-        let bytes = encode(kind, at_ms, payload);
-        if let Err(error) = self.file.write_all(&bytes) {
-            // Half a frame would hide the frames after it.
-            let _ = self.file.set_len(self.length);
-            let _ = self.file.seek(SeekFrom::Start(self.length));
-            return Err(Unavailable::new(PART, error));
-        }
-        self.length += bytes.len() as u64;
+        let bytes = encode(self.id, self.place, kind, at_ms, payload);
+        self.writer.lock().unwrap_or_else(PoisonError::into_inner).write(&bytes)?;
+        self.place += 1;
         self.digest.update(&bytes);
         Ok(())
-    }
-
-    fn tell_syncer(&mut self) -> Result<(), Unavailable> {
-        if self.dirty.load(Ordering::SeqCst) {
-            return Ok(());
-        }
-        let file = self.file.try_clone().map_err(|e| Unavailable::new(PART, e))?;
-        self.dirty.store(true, Ordering::SeqCst);
-        let created = std::mem::take(&mut self.created);
-        let written = Written { file, dirty: self.dirty.clone(), created, ended: None };
-        self.syncer.send(Message::Written(written)).map_err(|e| Unavailable::new(PART, e))
     }
 }
 
 impl Recording for OpenRecording {
     fn frame(&mut self, kind: FrameKind, payload: &[u8]) -> Result<(), Unavailable> {
-        for piece in payload.chunks(MAX_PAYLOAD) {
-            self.write(kind, piece)?;
-        }
-        self.tell_syncer()
+        payload.chunks(MAX_PAYLOAD).try_for_each(|piece| self.write(kind, piece))
     }
 
     fn finish(mut self: Box<Self>, how: &str, then: Finished) {
         if let Err(error) = self.write(FrameKind::End, how.as_bytes()) {
             return then(Err(error));
         }
-        let ended = Some((self.digest.so_far(), then));
-        let written = Written { file: self.file, dirty: self.dirty, created: self.created, ended };
-        if let Err(SendError(Message::Written(Written { ended: Some((_, then)), .. }))) =
-            self.syncer.send(Message::Written(written))
-        {
+        if let Err(SendError(Message::Ended(_, then))) = self.syncer.send(Message::Ended(self.digest.so_far(), then)) {
             then(Err(Unavailable::new(PART, "its syncer is gone")));
         }
     }

@@ -1,22 +1,17 @@
 //! Plays a recording back.
 
-use std::fs;
-
 use crate::domain::recording::FrameKind;
 use crate::evidence::EvidenceError;
 use crate::evidence::files::EvidenceDir;
-use crate::protocol::transcript::{Transcript, decode};
+use crate::evidence::segments;
+use crate::protocol::transcript::{RecordingId, Transcript};
 
 /// Reads one recording to its last whole frame.
 pub fn read(dir: &EvidenceDir, request_id: &str) -> Result<Transcript, EvidenceError> {
     let missing = || EvidenceError::NotFound(format!("there is no recording of request {request_id}"));
-    let path = dir.recording(request_id).ok_or_else(missing)?;
-    let bytes = match fs::read(&path) {
-        Ok(bytes) => bytes,
-        Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Err(missing()),
-        Err(e) => return Err(EvidenceError::io("read", &path)(e)),
-    };
-    decode(&bytes).ok_or_else(|| EvidenceError::Damaged { path, what: "it does not begin as a recording".into() })
+    let id = RecordingId::parse(request_id).ok_or_else(missing)?;
+    let (transcript, _) = segments::transcripts(dir, &[id])?.remove(&id).ok_or_else(missing)?;
+    Ok(transcript)
 }
 
 /// The response body as the client saw it.

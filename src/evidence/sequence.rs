@@ -29,6 +29,8 @@ use crate::store::{Unavailable, entropy};
 const PART: &str = "the evidence log";
 const QUEUE: usize = 16_384;
 const BATCH: usize = 1024;
+/// How long an entry that nobody waits for may wait for a sync to share.
+const SHARE: Duration = Duration::from_millis(20);
 const PUBLISH_EVERY: Duration = Duration::from_millis(200);
 const HEARTBEAT: Duration = Duration::from_mins(1);
 /// Refusals beyond this many a second are counted instead of logged one by one.
@@ -67,7 +69,7 @@ impl Sequencer {
         let settled = open.settle(&dir, clock.now())?;
         let (queue, messages) = sync_channel(QUEUE);
         let (dropped, spilt, failing) = (Arc::new(AtomicU64::new(0)), Spilt::default(), Arc::<AtomicBool>::default());
-        let recorder = Recorder::new(dir.clone());
+        let recorder = Recorder::new(dir.clone())?;
         let mut writer = Writer {
             dir,
             key,
@@ -229,6 +231,30 @@ fn lock(spilt: &Spilt) -> std::sync::MutexGuard<'_, Vec<Staged>> {
     spilt.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
+/// What has come, or comes next. Entries that nobody waits for share the sync of one that somebody does, if that comes soon.
+fn gather(messages: &Receiver<Message>) -> Vec<Message> {
+    let mut batch = Vec::new();
+    let mut patience = PUBLISH_EVERY;
+    let mut until = None;
+    loop {
+        match messages.recv_timeout(patience) {
+            Ok(message) => batch.push(message),
+            Err(RecvTimeoutError::Timeout) => return batch,
+            Err(RecvTimeoutError::Disconnected) => {
+                batch.push(Message::Stop);
+                return batch;
+            }
+        }
+        batch.extend(messages.try_iter().take(BATCH));
+        let until = *until.get_or_insert_with(|| Instant::now() + SHARE);
+        patience = until.saturating_duration_since(Instant::now());
+        let awaited = batch.iter().any(|m| !matches!(m, Message::Append(_, None)));
+        if awaited || patience.is_zero() || batch.len() >= BATCH {
+            return batch;
+        }
+    }
+}
+
 struct Writer {
     dir: EvidenceDir,
     key: Ed25519KeyPair,
@@ -249,13 +275,7 @@ impl Writer {
     fn run(&mut self, messages: &Receiver<Message>) {
         let mut last_entry = Instant::now();
         loop {
-            let mut batch = Vec::new();
-            match messages.recv_timeout(PUBLISH_EVERY) {
-                Ok(message) => batch.push(message),
-                Err(RecvTimeoutError::Timeout) => {}
-                Err(RecvTimeoutError::Disconnected) => batch.push(Message::Stop),
-            }
-            batch.extend(messages.try_iter().take(BATCH));
+            let mut batch = gather(messages);
             let spilt = std::mem::take(&mut *lock(&self.spilt));
             batch.splice(0..0, spilt.into_iter().map(|staged| Message::Append(Box::new(staged), None)));
             if batch.is_empty() && last_entry.elapsed() >= HEARTBEAT {

@@ -9,16 +9,16 @@ use crate::domain::approval::ApprovalState;
 use crate::domain::digest::Sha256;
 use crate::domain::key::Jkt;
 use crate::domain::leaf::{Admission, ApprovalChange, Completion, Event, Issuance, JwtIssuance, Mint};
-use crate::domain::recording::FrameKind;
 use crate::domain::time::Timestamp;
 use crate::evidence::EvidenceError;
 use crate::evidence::reader::{LogReader, ReadEntry};
+use crate::evidence::segments;
 use crate::evidence::settle::CRASH;
 use crate::protocol::checkpoint::{Checkpoint, Vkey};
 use crate::protocol::dpop;
 use crate::protocol::merkle::{Frontier, leaf_hash};
 use crate::protocol::tile::{WIDTH, hash_path, width_at};
-use crate::protocol::transcript::decode;
+use crate::protocol::transcript::{RecordingId, Tally};
 
 /// How many links of each kind were proved.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
@@ -103,8 +103,9 @@ pub fn verify(reader: &LogReader, anchors: &Anchors<'_>) -> Result<Report, Verif
     check_tree(reader, &checkpoint, kept.as_ref())?;
     let entries: Vec<ReadEntry> = reader.entries(0)?.into_iter().filter(|e| e.index < checkpoint.size).collect();
     let trust_domain = checkpoint.origin.split('/').next().unwrap_or_default().to_owned();
-    let mut chain = Chain { trust_domain, ..Chain::default() };
-    entries.iter().try_for_each(|e| chain.entry(reader, e))?;
+    let recordings = segments::tallies(reader.dir())?;
+    let mut chain = Chain { trust_domain, recordings, ..Chain::default() };
+    entries.iter().try_for_each(|e| chain.entry(e))?;
     Ok(Report {
         origin: checkpoint.origin,
         leaves: checkpoint.size,
@@ -197,12 +198,14 @@ struct Chain {
     consumed: HashSet<String>,
     proofs: HashSet<Sha256>,
     open: HashMap<String, Admission>,
+    /// What lies in the segments.
+    recordings: HashMap<RecordingId, Tally>,
     links: Links,
     incomplete: u64,
 }
 
 impl Chain {
-    fn entry(&mut self, reader: &LogReader, entry: &ReadEntry) -> Result<(), VerifyError> {
+    fn entry(&mut self, entry: &ReadEntry) -> Result<(), VerifyError> {
         let fail = |what: String| VerifyError::Chain { index: entry.index, what };
         check_openings(entry).map_err(fail)?;
         match &entry.leaf.event {
@@ -217,7 +220,7 @@ impl Chain {
             Event::Mint(mint) => self.mint(mint, entry).map_err(fail),
             Event::Admission(admission) => self.admission(admission, entry).map_err(fail),
             Event::ApprovalChanged(change) => self.approval(change).map_err(fail),
-            Event::Completion(completion) => self.completion(reader, completion).map_err(fail),
+            Event::Completion(completion) => self.completion(completion).map_err(fail),
             _ => Ok(()),
         }
     }
@@ -335,7 +338,7 @@ impl Chain {
         Ok(())
     }
 
-    fn completion(&mut self, reader: &LogReader, completion: &Completion) -> Result<(), String> {
+    fn completion(&mut self, completion: &Completion) -> Result<(), String> {
         let admission = self
             .open
             .remove(&completion.request_id)
@@ -354,14 +357,13 @@ impl Chain {
                 }
             };
         };
-        let path = reader.dir().recording(&completion.request_id).ok_or("not a request id")?;
-        let bytes = fs::read(&path).map_err(|_| format!("the recording of {} is missing", completion.request_id))?;
-        if Sha256::of(&bytes) != digest {
+        let id = RecordingId::parse(&completion.request_id).ok_or("not a request id")?;
+        let recording = self.recordings.remove(&id);
+        let recording = recording.ok_or_else(|| format!("the recording of {} is missing", completion.request_id))?;
+        if recording.digest() != digest {
             return Err(format!("the recording of {} was changed", completion.request_id));
         }
-        let transcript = decode(&bytes).ok_or("the recording cannot be read")?;
-        let body = transcript.joined(FrameKind::ResponseBody);
-        if Sha256::of(&body) != completion.response_sha256 || body.len() as u64 != completion.response_bytes {
+        if recording.response() != (completion.response_sha256, completion.response_bytes) {
             return Err(format!("the recording of {} holds another response", completion.request_id));
         }
         self.links.bytes += 1;

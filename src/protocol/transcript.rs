@@ -1,12 +1,18 @@
 //! Recording frames: what crossed the gateway, with times and checksums. Credentials have no frame.
+//!
+//! Recordings share segments: each frame carries the id of its recording and its place in it, so that a recording is what
+//! its frames are, whatever lies between them. A damaged frame ends its own recording and no other.
 
 use serde::{Deserialize, Serialize};
 
+use crate::domain::digest::{Hasher, Sha256};
 use crate::domain::recording::FrameKind;
 
-/// First bytes of every recording.
-pub const MAGIC: &[u8] = b"popgate-recording-1\n";
-const HEADER: usize = 1 + 4 + 4;
+/// First bytes of every segment, for people: frames are found by their own mark.
+pub const MAGIC: &[u8] = b"popgate-recordings-2\n";
+/// First bytes of every frame, by which the next one is found behind a damaged one.
+const MARK: [u8; 4] = [0xf0, b'p', b'g', b'r'];
+const HEADER: usize = MARK.len() + 16 + 4 + 1 + 4 + 4;
 /// Longest payload of one frame; longer chunks are cut.
 pub const MAX_PAYLOAD: usize = 1 << 20;
 
@@ -17,6 +23,19 @@ pub struct Head {
     pub line: String,
     /// Names and values in order, without credentials.
     pub headers: Vec<(String, String)>,
+}
+
+/// The name of a recording: a request id, which is 32 hex digits of our own making.
+#[derive(Clone, Copy, Debug, Eq, Hash, PartialEq)]
+pub struct RecordingId([u8; 16]);
+
+impl RecordingId {
+    /// Reads a request id.
+    pub fn parse(request_id: &str) -> Option<Self> {
+        let mut id = [0; 16];
+        hex::decode_to_slice(request_id, &mut id).ok()?;
+        Some(Self(id))
+    }
 }
 
 /// One frame.
@@ -30,9 +49,29 @@ pub struct Frame {
     pub payload: Vec<u8>,
 }
 
-/// Encodes one frame: kind, time, length, payload, CRC-32 over all of it.
-pub fn encode(kind: FrameKind, at_ms: u32, payload: &[u8]) -> Vec<u8> {
+/// One frame where it lies.
+#[derive(Clone, Copy, Debug)]
+pub struct Record<'a> {
+    /// Whose it is.
+    pub id: RecordingId,
+    /// Its place among the frames of its recording, from 0.
+    pub place: u32,
+    /// What it holds.
+    pub kind: FrameKind,
+    /// Milliseconds since the exchange began.
+    pub at_ms: u32,
+    /// The bytes that crossed.
+    pub payload: &'a [u8],
+    /// All of it, as the recording's digest has it.
+    pub bytes: &'a [u8],
+}
+
+/// Encodes one frame: mark, id, place, kind, time, length, payload, CRC-32 over all of it.
+pub fn encode(id: RecordingId, place: u32, kind: FrameKind, at_ms: u32, payload: &[u8]) -> Vec<u8> {
     let mut out = Vec::with_capacity(HEADER + payload.len() + 4);
+    out.extend(MARK);
+    out.extend(id.0);
+    out.extend(place.to_be_bytes());
     out.push(kind as u8);
     out.extend(at_ms.to_be_bytes());
     out.extend(u32::try_from(payload.len()).expect("payloads are cut to MAX_PAYLOAD").to_be_bytes());
@@ -42,42 +81,91 @@ pub fn encode(kind: FrameKind, at_ms: u32, payload: &[u8]) -> Vec<u8> {
     out
 }
 
-/// A recording read to its last whole frame.
-#[derive(Clone, Debug, Eq, PartialEq)]
-pub struct Transcript {
-    /// The whole frames.
-    pub frames: Vec<Frame>,
-    /// Bytes up to the end of the last whole frame.
-    pub whole: usize,
-    /// Whether bytes follow it: the exchange was torn.
-    pub torn: bool,
+/// The whole frames of a segment, in order.
+pub fn records(segment: &[u8]) -> impl Iterator<Item = Record<'_>> {
+    let mut rest = segment;
+    std::iter::from_fn(move || {
+        loop {
+            rest = &rest[memchr::memmem::find(rest, &MARK)?..];
+            if let Some(record) = record(rest) {
+                rest = &rest[record.bytes.len()..];
+                return Some(record);
+            }
+            rest = &rest[1..];
+        }
+    })
 }
 
-/// Reads a recording; none if it does not begin as one.
-pub fn decode(bytes: &[u8]) -> Option<Transcript> {
-    let mut rest = bytes.strip_prefix(MAGIC)?;
-    let mut frames = Vec::new();
-    while let Some((frame, length)) = decode_one(rest) {
-        frames.push(frame);
-        rest = &rest[length..];
-    }
-    Some(Transcript { frames, whole: bytes.len() - rest.len(), torn: !rest.is_empty() })
-}
-
-fn decode_one(bytes: &[u8]) -> Option<(Frame, usize)> {
+fn record(bytes: &[u8]) -> Option<Record<'_>> {
     let header = bytes.get(..HEADER)?;
     let word = |at: usize| u32::from_be_bytes([header[at], header[at + 1], header[at + 2], header[at + 3]]);
-    let length = usize::try_from(word(5)).ok().filter(|l| *l <= MAX_PAYLOAD)?;
+    let length = usize::try_from(word(29)).ok().filter(|l| *l <= MAX_PAYLOAD)?;
     let end = HEADER + length;
     let checksum = bytes.get(end..end + 4)?;
     if crc32fast::hash(&bytes[..end]).to_be_bytes() != checksum {
         return None;
     }
-    let frame = Frame { kind: FrameKind::from_byte(header[0])?, at_ms: word(1), payload: bytes[HEADER..end].to_vec() };
-    Some((frame, end + 4))
+    let id = RecordingId(header[4..20].try_into().ok()?);
+    let (place, kind, at_ms) = (word(20), FrameKind::from_byte(header[24])?, word(25));
+    Some(Record { id, place, kind, at_ms, payload: &bytes[HEADER..end], bytes: &bytes[..end + 4] })
+}
+
+/// What a recording's frames come to, taken one by one. Behind a gap nothing counts: it would read as if nothing had been
+/// there.
+#[derive(Default)]
+pub struct Tally {
+    digest: Hasher,
+    response: Hasher,
+    response_bytes: u64,
+    next: u32,
+    broken: bool,
+}
+
+impl Tally {
+    /// Takes the next frame; whether it counts.
+    pub fn take(&mut self, record: &Record<'_>) -> bool {
+        self.broken |= record.place != self.next;
+        if self.broken {
+            return false;
+        }
+        self.next += 1;
+        self.digest.update(record.bytes);
+        if record.kind == FrameKind::ResponseBody {
+            self.response.update(record.payload);
+            self.response_bytes += record.payload.len() as u64;
+        }
+        true
+    }
+
+    /// The digest of its frames.
+    pub fn digest(&self) -> Sha256 {
+        self.digest.so_far()
+    }
+
+    /// Digest and length of the response's body.
+    pub fn response(&self) -> (Sha256, u64) {
+        (self.response.so_far(), self.response_bytes)
+    }
+}
+
+/// A recording read to its last whole frame.
+#[derive(Clone, Debug, Default, Eq, PartialEq)]
+pub struct Transcript {
+    /// The whole frames.
+    pub frames: Vec<Frame>,
 }
 
 impl Transcript {
+    /// Adds a frame that counts.
+    pub fn push(&mut self, record: &Record<'_>) {
+        self.frames.push(Frame { kind: record.kind, at_ms: record.at_ms, payload: record.payload.to_vec() });
+    }
+
+    /// Whether its last frame says how it ended.
+    pub fn has_ended(&self) -> bool {
+        self.frames.last().is_some_and(|f| f.kind == FrameKind::End)
+    }
+
     /// All payloads of one kind, joined.
     pub fn joined(&self, kind: FrameKind) -> Vec<u8> {
         self.frames.iter().filter(|f| f.kind == kind).flat_map(|f| f.payload.iter().copied()).collect()
@@ -88,33 +176,71 @@ impl Transcript {
 mod tests {
     use super::*;
 
-    fn sample() -> Vec<u8> {
+    const ONE: RecordingId = RecordingId([1; 16]);
+    const TWO: RecordingId = RecordingId([2; 16]);
+
+    /// Two recordings of three frames each, interleaved.
+    fn segment() -> Vec<u8> {
         let mut bytes = MAGIC.to_vec();
-        bytes.extend(encode(FrameKind::RequestHead, 0, b"{}"));
-        bytes.extend(encode(FrameKind::ResponseBody, 5, b"hello"));
-        bytes.extend(encode(FrameKind::End, 9, b"complete"));
+        for (place, kind, payload) in
+            [(0, FrameKind::RequestHead, "{}"), (1, FrameKind::ResponseBody, "hello"), (2, FrameKind::End, "complete")]
+        {
+            for id in [ONE, TWO] {
+                bytes.extend(encode(id, place, kind, place, payload.as_bytes()));
+            }
+        }
         bytes
+    }
+
+    fn counted(segment: &[u8], id: RecordingId) -> (Transcript, Tally) {
+        let (mut transcript, mut tally) = (Transcript::default(), Tally::default());
+        for record in records(segment).filter(|r| r.id == id) {
+            if tally.take(&record) {
+                transcript.push(&record);
+            }
+        }
+        (transcript, tally)
+    }
+
+    #[test]
+    fn each_recording_is_its_own_frames_and_no_others() {
+        let (one, tally) = counted(&segment(), ONE);
+        assert_eq!((one.frames.len(), one.joined(FrameKind::ResponseBody)), (3, b"hello".to_vec()));
+        assert_eq!(tally.response(), (Sha256::of(b"hello"), 5));
+        assert_ne!(tally.digest(), counted(&segment(), TWO).1.digest(), "the id is under the digest");
+        assert_eq!(records(b"something else").count(), 0);
     }
 
     #[test]
     fn cut_at_every_offset_only_whole_frames_are_read() {
-        let bytes = sample();
-        let whole = decode(&bytes).expect("whole");
-        assert_eq!((whole.frames.len(), whole.torn), (3, false));
+        let bytes = segment();
         for cut in MAGIC.len()..bytes.len() {
-            let part = decode(&bytes[..cut]).expect("has its magic");
-            assert!(part.frames.len() < 3);
-            assert_eq!(part.torn, part.whole != cut);
+            let read: Vec<Record<'_>> = records(&bytes[..cut]).collect();
+            assert!(
+                read.len() < 6 && read.iter().all(|r| r.bytes == encode(r.id, r.place, r.kind, r.at_ms, r.payload))
+            );
         }
     }
 
     #[test]
-    fn a_flipped_bit_ends_the_reading_before_its_frame() {
-        let bytes = sample();
+    fn a_flipped_bit_breaks_one_recording_and_no_other() {
+        let bytes = segment();
+        let whole = [ONE, TWO].map(|id| counted(&bytes, id).1.digest());
         for at in MAGIC.len()..bytes.len() {
             let mut flipped = bytes.clone();
             flipped[at] ^= 1;
-            assert!(decode(&flipped).is_none_or(|t| t.frames.len() < 3), "offset {at}");
+            let now = [ONE, TWO].map(|id| counted(&flipped, id).1.digest());
+            assert_eq!(now.iter().zip(&whole).filter(|(a, b)| a != b).count(), 1, "offset {at}");
         }
+    }
+
+    #[test]
+    fn what_is_removed_or_added_counts() {
+        let bytes = segment();
+        let first = records(&bytes).next().expect("one").bytes.len();
+        let without = [MAGIC, &bytes[MAGIC.len() + first..]].concat();
+        assert_eq!(counted(&without, ONE).0.frames, [], "nothing counts behind a gap");
+        let more = [&bytes[..], &encode(ONE, 3, FrameKind::ResponseBody, 9, b"more")].concat();
+        assert_ne!(counted(&more, ONE).1.digest(), counted(&bytes, ONE).1.digest());
     }
 }

@@ -6,6 +6,10 @@ use std::path::{Path, PathBuf};
 use bytes::Bytes;
 use http::Method;
 use http_body_util::BodyExt as _;
+use popgate::domain::recording::FrameKind;
+use popgate::evidence::files::EvidenceDir;
+use popgate::evidence::replay;
+use popgate::protocol::transcript::{RecordingId, encode};
 use serde_json::Value;
 
 use crate::world::{ENGINE_KEY, Service, respond, run, stderr, stdout};
@@ -334,7 +338,6 @@ async fn an_exchange_that_a_crash_cut_is_closed_at_the_next_start_with_what_was_
     let first = body.frame().await.expect("a frame").expect("whole").into_data().expect("data");
     assert_eq!(first, "data: first\n\n");
     service.crash_and_restart();
-    let path = service.data.join(format!("evidence/recordings/{id}.rec"));
     let report = service.verify().await;
     assert!(report.status.success(), "{}", stdout(&report));
     let report: Value = serde_json::from_str(&stdout(&report)).expect("JSON");
@@ -343,9 +346,15 @@ async fn an_exchange_that_a_crash_cut_is_closed_at_the_next_start_with_what_was_
     let shown = stdout(&run(&["audit", "show", &id, "--data-dir", service.data.to_str().expect("UTF-8"), "--json"]));
     assert!(shown.contains(r#""ended":"crash""#), "{shown}");
     // Once more: an end is written once.
-    let mut torn = std::fs::OpenOptions::new().append(true).open(&path).expect("opens");
-    std::io::Write::write_all(&mut torn, b"x").expect("writes");
     service.crash_and_restart();
+    assert!(service.verify().await.status.success());
+    let frames = replay::read(&EvidenceDir::of_data_dir(&service.data), &id).expect("reads").frames;
+    let place = u32::try_from(frames.len()).expect("few");
+    let own = RecordingId::parse(&id).expect("an id");
+    let path = find(&service.data, "recordings/");
+    let mut segment = std::fs::OpenOptions::new().append(true).open(&path).expect("opens");
+    let more = encode(own, place, FrameKind::ResponseBody, 1, b"data: never sent\n\n");
+    std::io::Write::write_all(&mut segment, &more).expect("writes");
     let found = service.verify().await;
     assert!(!found.status.success(), "what is added to a closed recording is found");
 }
@@ -363,7 +372,7 @@ async fn a_route_that_does_not_record_leaves_that_in_the_log() {
     let entries = |id: &str| stdout(&run(&["audit", "show", id, "--data-dir", data, "--json"]));
     let id = answer.header("popgate-request-id");
     assert!(entries(id).contains(r#""recorded":false"#), "{}", entries(id));
-    assert!(!service.data.join(format!("evidence/recordings/{id}.rec")).exists());
+    assert!(replay::read(&EvidenceDir::of_data_dir(&service.data), id).is_err(), "nothing of it is recorded");
     assert!(entries(recorded.header("popgate-request-id")).contains(r#""recorded":true"#));
 }
 
