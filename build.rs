@@ -12,6 +12,8 @@ fn generate() -> Result<(), Box<dyn std::error::Error>> {
     let descriptors = prost::Message::encode_to_vec(&files);
     std::fs::write(out.join("spiffe_workload.bin"), descriptors)?;
     tonic_prost_build::configure().build_transport(false).bytes(".").btree_map(".").compile_fds(files)?;
+    let authz = protox::compile(["proto/ext_authz.proto"], ["proto"])?;
+    tonic_prost_build::configure().build_client(false).build_transport(false).btree_map(".").compile_fds(authz)?;
     Ok(())
 }
 

@@ -1,6 +1,7 @@
 //! The only wiring: stores, planes, listeners, reload, drain.
 
 pub mod agent;
+mod authz;
 mod bundle_endpoint;
 mod desk;
 mod nonces;
@@ -86,6 +87,9 @@ pub struct Addresses {
     pub admin: String,
     /// Metrics and health.
     pub telemetry: String,
+    /// What the edges of others ask, where it is configured.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub authz: Option<String>,
     /// The bundle endpoint, where it has a listener of its own.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub bundle: Option<String>,
@@ -172,6 +176,7 @@ impl Listeners {
             gateway: of("https", &self.gateway),
             admin,
             telemetry: of("http", &self.telemetry),
+            authz: None,
             bundle: None,
         }
     }
@@ -186,7 +191,9 @@ impl App {
         files::private_dir(&config.data_dir.join("keys"))?;
         let bound = Listeners::bind(config).await?;
         let endpoint = bundle_endpoint::bind(config).await?;
+        let edges = authz::bind(config).await?;
         let mut addresses = bound.addresses();
+        addresses.authz = edges.as_ref().map(authz::Edges::url);
         addresses.bundle = endpoint.as_ref().and_then(|e| e.0.local_addr().ok()).map(|a| format!("https://{a}"));
         // What may be refused comes before the log is opened.
         let authority = Arc::new(open_authority(config, clock.now())?);
@@ -217,7 +224,11 @@ impl App {
         let offer = Arc::new(ArcSwap::from_pointee(wiring::offer(&gateway.rules.load())));
         files::write_public(&config.data_dir.join("txn-jwks.json"), gateway.txn_jwks().to_string().as_bytes())?;
         let (switch, drain) = Drain::new();
-        let listeners = wiring.listen(bound, endpoint, certificate, gateway.clone(), &offer, drain).await?;
+        let identity = certificate.identity.clone();
+        let mut listeners = wiring.listen(bound, endpoint, certificate, gateway.clone(), &offer, drain.clone()).await?;
+        if let Some(edges) = edges {
+            edges.serve(&mut listeners, gateway.clone(), identity, drain)?;
+        }
         Ok(Self {
             addresses,
             switch,

@@ -11,7 +11,7 @@ use toml::{Table, Value};
 use crate::console::config::ConsoleConfig;
 use crate::domain::spiffe_id::TrustDomain;
 use crate::domain::time::Span;
-use crate::gateway::config::{GatewayConfig, LimitsConfig, MaskConfig, PolicyConfig, RouteConfig};
+use crate::gateway::config::{AuthzConfig, GatewayConfig, LimitsConfig, MaskConfig, PolicyConfig, RouteConfig};
 use crate::identity::config::{BundleEndpointConfig, IdentityConfig};
 use crate::identity::federation::{FederationConfig, Relation};
 use crate::protocol::policy::PolicySource;
@@ -65,6 +65,8 @@ pub struct Config {
     pub token: TokenConfig,
     /// `[gateway]`.
     pub gateway: GatewayConfig,
+    /// `[authz]`.
+    pub authz: AuthzConfig,
     /// `[console]`.
     pub console: ConsoleConfig,
     /// `[policy]`.
@@ -99,6 +101,7 @@ impl Default for Config {
             federations: Vec::new(),
             token: TokenConfig::default(),
             gateway: GatewayConfig::default(),
+            authz: AuthzConfig::default(),
             console: ConsoleConfig::default(),
             policy: PolicyConfig::default(),
             replay: ReplayConfig::default(),
@@ -237,6 +240,7 @@ impl Config {
             ));
         }
         self.token.check().map_err(ConfigError::Value)?;
+        self.authz.check().map_err(ConfigError::Value)?;
         if !LOG_LEVELS.contains(&self.telemetry.log_level.as_str()) {
             return Err(ConfigError::Value(format!(
                 "telemetry.log_level {:?} is not one of: {}",
@@ -493,6 +497,8 @@ mod tests {
             "[[trust.oidc]]\nname = \"unix\"\nissuer = \"https://x\"",
             "[[trust.oidc]]\nname = \"a\"\nissuer = \"https://x\"\n[[trust.x509]]\nname = \"a\"\nca_file = \"x\"",
             "[telemetry]\nlog_level = \"loud\"",
+            "[authz]\nlisten = \"127.0.0.1:0\"",
+            "[authz]\nlisten = \"127.0.0.1:0\"\npeers = [\"edge.example\"]",
         ] {
             assert!(load(&[("popgate.toml", text)], &[]).is_err(), "{text}");
         }

@@ -12,7 +12,9 @@ pub struct Sha256(pub [u8; 32]);
 impl Sha256 {
     /// The digest of one byte string.
     pub fn of(bytes: &[u8]) -> Self {
-        Self::of_parts(&[bytes])
+        let mut out = [0; 32];
+        out.copy_from_slice(digest::digest(&digest::SHA256, bytes).as_ref());
+        Self(out)
     }
 
     /// The digest of the concatenation of `parts`.

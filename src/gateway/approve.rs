@@ -78,6 +78,8 @@ pub struct Asking<'a> {
     pub injected: Option<&'a Injected>,
     /// What its operation allows, if it opens a WebSocket.
     pub websocket: WebSocket,
+    /// Whether another edge carries it out, so that nothing of it is recorded here.
+    pub for_edge: bool,
 }
 
 impl Gateway {

@@ -8,6 +8,7 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 use crate::domain::time::Span;
+use crate::gateway::authz::peers::Peers;
 use crate::gateway::upstream::config::UpstreamConfig;
 use crate::protocol::operation::{FieldType, Reads, WebSocket};
 
@@ -47,6 +48,28 @@ pub enum ClientCertificate {
     Off,
     /// Asked for, not required.
     Request,
+}
+
+/// `[authz]`.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct AuthzConfig {
+    /// Where the edges of others ask; none: nowhere. TLS with the gateway's certificate, unless on a loopback address.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub listen: Option<SocketAddr>,
+    /// Addresses and networks of the edges that are believed.
+    pub peers: Vec<String>,
+}
+
+impl AuthzConfig {
+    /// What an edge says counts for the client's own word, so that it must be a known one.
+    pub fn check(&self) -> Result<(), String> {
+        Peers::parse(&self.peers)?;
+        if self.listen.is_some() && self.peers.is_empty() {
+            return Err("authz.listen needs authz.peers: the addresses of the edges that are believed".into());
+        }
+        Ok(())
+    }
 }
 
 /// `[policy]`.

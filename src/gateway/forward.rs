@@ -238,18 +238,38 @@ impl Gateway {
             &request.head.headers,
             asking.route.mask.is_some() || asking.route.inject.is_some() || self.judges_calls(asking),
         );
+        headers.insert(header::HOST, upstream.host().clone());
+        headers.extend(self.own_headers(asking, permit, target)?);
+        headers.append(header::VIA, HeaderValue::from_static(via(request.head.version)));
+        if headers::takes_trailers(&request.head.headers) {
+            headers.insert(header::TE, HeaderValue::from_static("trailers"));
+            if upstream.config().protocol == Protocol::Http1 {
+                headers.insert(header::CONNECTION, HeaderValue::from_static("te"));
+            }
+        }
+        if let Some(handshake) = &request.handshake {
+            handshake.ask(&mut headers);
+        }
+        if let (Some(inject), Some(injected)) = (&asking.route.inject, asking.injected) {
+            headers.insert(inject.header.clone(), injected.value.clone());
+        }
+        Ok(headers)
+    }
+
+    /// What the gateway says to upstream itself: who asks, by a token for this one request, and in which trace.
+    pub(super) fn own_headers(&self, asking: &Asking<'_>, permit: &Permit, target: &str) -> Result<HeaderMap, Refusal> {
+        let (upstream, request) = (&asking.route.upstream, asking.request);
         let text = |value: &str| {
             HeaderValue::from_str(value)
                 .map_err(|e| Refusal::new(400, "header", "a header cannot be written").because(e))
         };
-        let authority = upstream.authority().as_str();
         let context = txn_token::Context {
             upstream: upstream.url().to_owned(),
             operation: asking.intent.operation.clone(),
             object: asking.intent.object.clone(),
             rule: permit.verdict().rule().to_owned(),
             policy_version: permit.verdict().policy_version.clone(),
-            request_sha256: request_digest(request.method().as_str(), authority, target),
+            request_sha256: request_digest(request.method().as_str(), upstream.authority().as_str(), target),
             // What upstream gets of a masked request is another body.
             body_sha256: asking
                 .body
@@ -267,31 +287,17 @@ impl Gateway {
         );
         let mut token = text(&token)?;
         token.set_sensitive(true);
-        headers.insert(header::HOST, upstream.host().clone());
-        headers.insert(HeaderName::from_static("txn-token"), token);
-        headers.insert(
-            HeaderName::from_static("forwarded"),
-            text(&format!("proto=https;host=\"{}\"", request.origin.authority()))?,
-        );
-        headers.insert(HeaderName::from_static("popgate-request-id"), text(&request.id)?);
-        headers.append(header::VIA, HeaderValue::from_static(via(request.head.version)));
-        if headers::takes_trailers(&request.head.headers) {
-            headers.insert(header::TE, HeaderValue::from_static("trailers"));
-            if upstream.config().protocol == Protocol::Http1 {
-                headers.insert(header::CONNECTION, HeaderValue::from_static("te"));
-            }
-        }
-        if let Some(handshake) = &request.handshake {
-            handshake.ask(&mut headers);
-        }
-        let parent = headers.get("traceparent").and_then(|v| v.to_str().ok()).and_then(trace_id);
+        let parent = request.head.headers.get("traceparent").and_then(|v| v.to_str().ok()).and_then(trace_id);
         let parent =
             format!("00-{}-{}-01", parent.unwrap_or_else(|| request.id.clone()), hex::encode(entropy::random::<8>()));
-        headers.insert(HeaderName::from_static("traceparent"), text(&parent)?);
-        if let (Some(inject), Some(injected)) = (&asking.route.inject, asking.injected) {
-            headers.insert(inject.header.clone(), injected.value.clone());
-        }
-        Ok(headers)
+        Ok([
+            (HeaderName::from_static("txn-token"), token),
+            (header::FORWARDED, text(&format!("proto=https;host=\"{}\"", request.origin.authority()))?),
+            (HeaderName::from_static("popgate-request-id"), text(&request.id)?),
+            (HeaderName::from_static("traceparent"), text(&parent)?),
+        ]
+        .into_iter()
+        .collect())
     }
 }
 

@@ -4,6 +4,7 @@ pub mod answer;
 pub mod approve;
 pub mod authenticate;
 pub mod authorize;
+pub mod authz;
 pub mod bounds;
 pub mod config;
 pub mod cors;

@@ -3,6 +3,7 @@
 use http::request::Parts;
 use http::{Method, Request, header};
 use hyper::body::Incoming as IncomingBody;
+use hyper::upgrade::OnUpgrade;
 
 use crate::domain::refusal::Refusal;
 use crate::gateway::serve::Gateway;
@@ -50,8 +51,18 @@ impl Gateway {
         mut request: Request<IncomingBody>,
         request_id: &str,
     ) -> Result<(Incoming, IncomingBody), Refusal> {
-        let upgrade = request.extensions_mut().remove::<hyper::upgrade::OnUpgrade>();
+        let upgrade = request.extensions_mut().remove::<OnUpgrade>();
         let (head, body) = request.into_parts();
+        Ok((self.read_head(head, upgrade, request_id)?, body))
+    }
+
+    /// The same of a request whose body is not here.
+    pub(super) fn read_head(
+        &self,
+        head: Parts,
+        upgrade: Option<OnUpgrade>,
+        request_id: &str,
+    ) -> Result<Incoming, Refusal> {
         let handshake = Handshake::of(&head, upgrade)?;
         if head.uri.scheme_str().is_some_and(|scheme| scheme != "https") {
             return Err(Refusal::new(400, "scheme", "the request is for another scheme than https"));
@@ -75,6 +86,6 @@ impl Gateway {
         let origin = origin.ok_or_else(|| Refusal::new(421, "misdirected", "this gateway does not serve that host"))?;
         let path =
             CanonicalPath::parse(head.uri.path()).map_err(|e| Refusal::new(400, "path", format!("the path {e}")))?;
-        Ok((Incoming { id: request_id.to_owned(), head, origin, path, handshake }, body))
+        Ok(Incoming { id: request_id.to_owned(), head, origin, path, handshake })
     }
 }

@@ -74,9 +74,10 @@ impl Gateway {
     /// Makes the opening leaf durable and begins the recording, before upstream is dialled.
     pub async fn open(&self, asking: &Asking<'_>, permit: &Permit) -> Result<Exchange, Refusal> {
         let request = asking.request;
-        let degraded = asking.route.record == RecordMode::Degraded;
+        let mode = if asking.for_edge { RecordMode::Off } else { asking.route.record };
+        let degraded = mode == RecordMode::Degraded;
         let begin = || self.stores.evidence.record(&request.id);
-        let recording = match (asking.route.record != RecordMode::Off).then(begin) {
+        let recording = match (mode != RecordMode::Off).then(begin) {
             None => None,
             Some(Ok(recording)) => Some(recording),
             Some(Err(error)) if degraded => {

@@ -142,8 +142,7 @@ impl Gateway {
         caller: &Arc<Caller>,
     ) -> Response<AnyBody> {
         let Some(route) = route else {
-            let refusal = Refusal::new(404, "no-route", "no route has this path");
-            return self.deny(request, caller, None, &refusal).await;
+            return self.deny(request, caller, None, &no_route()).await;
         };
         let mut operation = None;
         match self.carry_out(rules, route, request, body, caller, &mut operation).await {
@@ -217,7 +216,8 @@ impl Gateway {
         let injected = injected.map_err(|e| Refusal::unavailable("the upstream's credential", e))?;
         let (held, injected) = (held.as_ref(), injected.as_ref());
         let websocket = matched.operation.websocket;
-        let asking = Asking { rules, route, caller, intent: &intent, request, body: held, injected, websocket };
+        let asking =
+            Asking { rules, route, caller, intent: &intent, request, body: held, injected, websocket, for_edge: false };
         self.admitted(&asking, verdict, body).await
     }
 
@@ -369,7 +369,13 @@ fn bytes_of(body: &Outgoing) -> Option<&Bytes> {
     }
 }
 
-fn demand(route: Option<&Route>) -> Demand<'_> {
+/// What a proved caller reads whose path leads nowhere.
+pub(super) fn no_route() -> Refusal {
+    Refusal::new(404, "no-route", "no route has this path")
+}
+
+/// What a route asks of its callers.
+pub(super) fn demand(route: Option<&Route>) -> Demand<'_> {
     Demand {
         resource: route.map(|r| r.resource.as_str()),
         certificate: route.is_some_and(|r| r.access == Access::ProofAndCertificate),

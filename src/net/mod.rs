@@ -2,6 +2,7 @@
 
 pub mod body;
 pub mod coding;
+pub mod ext_authz;
 pub mod fetch;
 pub mod files;
 pub mod h2_authority;

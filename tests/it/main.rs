@@ -7,6 +7,7 @@ mod approvals;
 mod asking;
 mod attestation;
 mod authorities;
+mod authz;
 mod behalf;
 mod bodies;
 mod demo;

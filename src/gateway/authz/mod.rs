@@ -1,0 +1,177 @@
+//! Decides for the edges of others: nginx `auth_request`, and Envoy's ext_authz over HTTP and gRPC.
+//!
+//! Token, proof, policy and evidence are the gateway's own. Masks, recordings, approvals and rules about bodies need the
+//! bytes or hold the request, and both stay with the edge: what a route asks of that is refused here, never skipped.
+
+mod edges;
+mod envoy;
+pub mod peers;
+
+use std::sync::Arc;
+
+use http::request::Parts;
+use http::{HeaderMap, Method, Request, Response, Uri};
+
+use crate::domain::refusal::Refusal;
+use crate::domain::verdict::Decision;
+use crate::gateway::answer::stamp;
+use crate::gateway::approve::Asking;
+use crate::gateway::authenticate::Caller;
+use crate::gateway::authorize;
+use crate::gateway::config::Access;
+use crate::gateway::matching::Wanted;
+use crate::gateway::read::Incoming;
+use crate::gateway::routes::{Route, Rules};
+use crate::gateway::serve::{Gateway, demand, no_route};
+use crate::net::body::AnyBody;
+use crate::net::listener::Peer;
+use crate::protocol::operation::{self, Seen, WebSocket};
+use crate::store::entropy;
+
+pub use self::edges::router;
+
+/// What an edge says of a request that it has.
+struct Told {
+    method: Method,
+    /// Path and query, as the client sent them.
+    target: Uri,
+    headers: HeaderMap,
+}
+
+impl Told {
+    fn new(method: &str, target: &str, headers: HeaderMap) -> Result<Self, Refusal> {
+        let method = method.parse().map_err(|_| Refusal::new(400, "edge", "the edge names no method"))?;
+        // An absolute target would name another host than the one that is checked.
+        let target = target.starts_with('/').then(|| target.parse().ok()).flatten();
+        let target = target.ok_or_else(|| Refusal::new(400, "edge", "the edge names no path"))?;
+        Ok(Self { method, target, headers })
+    }
+
+    fn head(self) -> Parts {
+        let mut request = Request::new(());
+        *request.method_mut() = self.method;
+        *request.uri_mut() = self.target;
+        *request.headers_mut() = self.headers;
+        request.into_parts().0
+    }
+}
+
+impl Gateway {
+    /// Decides about a request that an edge holds: what to add to it on its way upstream, or what its client reads.
+    async fn for_edge(self: &Arc<Self>, told: Result<Told, Refusal>) -> Result<HeaderMap, Response<AnyBody>> {
+        let id = entropy::random_id();
+        let judged = self.judged(&id, told).await;
+        judged.map_err(|response| stamp(response, &id))
+    }
+
+    async fn judged(self: &Arc<Self>, id: &str, told: Result<Told, Refusal>) -> Result<HeaderMap, Response<AnyBody>> {
+        let path = told.as_ref().map(|t| t.target.path().to_owned()).unwrap_or_default();
+        let read = told.and_then(|told| self.read_head(told.head(), None, id));
+        let request = match read.and_then(foreign) {
+            Ok(request) => Arc::new(request),
+            Err(refusal) => return Err(self.refuse(id, &path, refusal.into()).await),
+        };
+        let rules = self.rules.load_full();
+        let route = rules.route(&Wanted {
+            origin: &request.origin,
+            path: request.path.as_str(),
+            method: request.method().as_str(),
+            headers: &request.head.headers,
+        });
+        // Whatever certificate the edge saw, it is not on this connection.
+        let peer = Peer::new(None, None, None);
+        let caller = match self.authenticate(&peer, &request, &demand(route)).await {
+            Ok(caller) => Arc::new(caller),
+            Err(unproved) => return Err(self.refuse(id, &path, unproved).await),
+        };
+        let mut operation = None;
+        match self.leave(&rules, route, &request, &caller, &mut operation).await {
+            Ok(headers) => Ok(headers),
+            Err(refusal) => Err(self.deny(&request, &caller, operation.as_deref(), &refusal).await),
+        }
+    }
+
+    async fn leave(
+        self: &Arc<Self>,
+        rules: &Rules,
+        route: Option<&Route>,
+        request: &Arc<Incoming>,
+        caller: &Arc<Caller>,
+        operation: &mut Option<String>,
+    ) -> Result<HeaderMap, Refusal> {
+        let route = route.ok_or_else(no_route)?;
+        can_be_left(route)?;
+        let (method, headers) = (request.method().as_str(), &request.head.headers);
+        if operation::needs_body(&route.operations, method, request.path.as_str()) {
+            return Err(only_here("its operations read the body"));
+        }
+        let matched = authorize::classify(
+            route,
+            &Seen {
+                method,
+                path: request.path.as_str(),
+                query: request.query(),
+                body: None,
+                header: &|name| authorize::one_header(headers, name),
+                headers_named: &|prefix| authorize::headers_named(headers, prefix),
+            },
+            &rules.policy,
+        )?;
+        *operation = Some(matched.operation.name.clone());
+        match (&request.handshake, matched.operation.websocket) {
+            (Some(_), WebSocket::Off) => {
+                return Err(authorize::unlisted(&rules.policy, "the operation with this path opens no WebSocket"));
+            }
+            (Some(_), WebSocket::Judge) => return Err(only_here("its messages are judged")),
+            (Some(_), WebSocket::Pass) | (None, _) => {}
+        }
+        let intent = authorize::intent(caller, route, &matched, method, self.stores.clock.now());
+        let verdict = authorize::decide(&rules.policy, caller, &intent)?;
+        if matches!(verdict.decision, Decision::AllowWithApproval(_)) {
+            return Err(Refusal {
+                policy: Some(authorize::reason(&verdict)),
+                ..Refusal::new(403, "approval-required", "it needs an approval, which the gateway alone waits for")
+            });
+        }
+        let asking = Asking {
+            rules,
+            route,
+            caller,
+            intent: &intent,
+            request,
+            body: None,
+            injected: None,
+            websocket: matched.operation.websocket,
+            for_edge: true,
+        };
+        let permit = self.permit(&asking, verdict).await?;
+        let exchange = self.open(&asking, &permit).await?;
+        let headers = self.own_headers(&asking, &permit, &request.target());
+        // What becomes of it is the edge's to know.
+        exchange.seal(if headers.is_ok() { "left_to_edge" } else { "failed" });
+        headers
+    }
+}
+
+/// Documents and approvals are the gateway's own listener's.
+fn foreign(request: Incoming) -> Result<Incoming, Refusal> {
+    if request.path.as_str().starts_with("/.popgate") {
+        return Err(Refusal::new(404, "not-found", "there is nothing here for you"));
+    }
+    Ok(request)
+}
+
+fn only_here(why: &str) -> Refusal {
+    Refusal::new(403, "edge", format!("this request is answered by the gateway alone, not past another edge: {why}"))
+}
+
+/// A route may ask for what an edge cannot keep.
+fn can_be_left(route: &Route) -> Result<(), Refusal> {
+    let asks = [
+        (route.mask.is_some(), "its answers are masked"),
+        (route.inject.is_some(), "its upstream has a credential of its own"),
+        (route.content_digest, "its proofs sign for the body"),
+        (route.access == Access::ProofAndCertificate, "it demands the certificate on the connection"),
+    ];
+    asks.iter().find(|(asked, _)| *asked).map_or(Ok(()), |(_, why)| Err(only_here(why)))
+}
