@@ -2,6 +2,7 @@
 
 pub mod export;
 pub mod files;
+pub mod publish;
 pub mod reader;
 pub mod recording;
 pub mod replay;

@@ -141,10 +141,12 @@ impl LogReader {
 
     /// Entries that are durable and behind the checkpoint.
     pub fn staged(&self, from: u64) -> Vec<stage::StagedEntry> {
-        let bytes = fs::read(self.dir.stage()).unwrap_or_default();
+        // The present file first: what moves to the one before meanwhile is in both, and then counts once.
+        let now = fs::read(self.dir.stage()).unwrap_or_default();
+        let before = fs::read(stage::before(&self.dir.stage())).unwrap_or_default();
         let mut next = from;
         let mut found = Vec::new();
-        for entry in stage::decode(&bytes).0 {
+        for entry in stage::decode(&before).0.into_iter().chain(stage::decode(&now).0) {
             if entry.index == next {
                 next += 1;
                 found.push(entry);

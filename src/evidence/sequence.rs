@@ -1,4 +1,5 @@
-//! The sequencer: one writer, many waiters, one sync for a batch; checkpoints follow on a timer.
+//! The sequencer: one writer, many waiters, one sync for a batch. What is durable goes on to the publisher, which nobody
+//! waits for.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -15,6 +16,7 @@ use crate::domain::leaf::{Event, Leaf, Staged};
 use crate::domain::time::Clock;
 use crate::evidence::EvidenceError;
 use crate::evidence::files::EvidenceDir;
+use crate::evidence::publish::Publisher;
 use crate::evidence::reader::LogReader;
 use crate::evidence::recording::Recorder;
 use crate::evidence::settle::OpenExchanges;
@@ -31,11 +33,13 @@ const QUEUE: usize = 16_384;
 const BATCH: usize = 1024;
 /// How long an entry that nobody waits for may wait for a sync to share.
 const SHARE: Duration = Duration::from_millis(20);
-const PUBLISH_EVERY: Duration = Duration::from_millis(200);
+/// How often an idle writer looks whether a heartbeat is due.
+const LOOK: Duration = Duration::from_millis(200);
 const HEARTBEAT: Duration = Duration::from_mins(1);
 /// Refusals beyond this many a second are counted instead of logged one by one.
 const REFUSALS_EACH: u64 = 200;
-const CLEAR_STAGE_AT: u64 = 4 << 20;
+/// A stage of this many bytes is followed by another.
+const FULL_STAGE: u64 = 4 << 20;
 
 enum Message {
     Append(Box<Staged>, Option<oneshot::Sender<Result<u64, Unavailable>>>),
@@ -70,14 +74,13 @@ impl Sequencer {
         let (queue, messages) = sync_channel(QUEUE);
         let (dropped, spilt, failing) = (Arc::new(AtomicU64::new(0)), Spilt::default(), Arc::<AtomicBool>::default());
         let recorder = Recorder::new(dir.clone())?;
+        let size = tiles.size();
+        let publisher = Publisher::start(dir, key, vkey.name().to_owned(), tiles, stage.has_before())?;
         let mut writer = Writer {
-            dir,
-            key,
-            origin: vkey.name().to_owned(),
             stage,
-            tiles,
+            publisher,
+            size,
             clock,
-            published: None,
             refusals: (0, 0),
             dropped: dropped.clone(),
             spilt: spilt.clone(),
@@ -234,7 +237,7 @@ fn lock(spilt: &Spilt) -> std::sync::MutexGuard<'_, Vec<Staged>> {
 /// What has come, or comes next. Entries that nobody waits for share the sync of one that somebody does, if that comes soon.
 fn gather(messages: &Receiver<Message>) -> Vec<Message> {
     let mut batch = Vec::new();
-    let mut patience = PUBLISH_EVERY;
+    let mut patience = LOOK;
     let mut until = None;
     loop {
         match messages.recv_timeout(patience) {
@@ -256,14 +259,11 @@ fn gather(messages: &Receiver<Message>) -> Vec<Message> {
 }
 
 struct Writer {
-    dir: EvidenceDir,
-    key: Ed25519KeyPair,
-    origin: String,
     stage: Stage,
-    tiles: TileWriter,
+    publisher: Publisher,
+    /// Number of entries.
+    size: u64,
     clock: Arc<dyn Clock>,
-    /// Size and time of the last checkpoint.
-    published: Option<(u64, Instant)>,
     /// Second, and how many refusals it has seen.
     refusals: (u64, u64),
     dropped: Arc<AtomicU64>,
@@ -285,17 +285,27 @@ impl Writer {
                 last_entry = Instant::now();
             }
             let (stop, publish) = self.take(batch);
-            let due = self.published.is_none_or(|(_, at)| at.elapsed() >= PUBLISH_EVERY);
-            let result = if stop || !publish.is_empty() || due { self.publish(stop) } else { Ok(()) };
-            if let Err(error) = &result {
-                tracing::error!(%error, "the checkpoint could not be published");
-            }
             for waiter in publish {
-                let _ = waiter.send(result.as_ref().map_err(|e| Unavailable::new(PART, e)).copied());
+                self.publisher.publish(waiter);
             }
             if stop {
-                return;
+                return self.end();
             }
+            if self.stage.length() > FULL_STAGE && !self.stage.has_before() {
+                match self.stage.rotate() {
+                    Ok(()) => self.publisher.forget_stage(),
+                    Err(error) => tracing::error!(%error, "the stage could not be rotated"),
+                }
+            }
+        }
+    }
+
+    /// Everything is published and synced, so that nothing is staged any more.
+    fn end(&mut self) {
+        if self.publisher.end()
+            && let Err(error) = self.stage.clear()
+        {
+            tracing::warn!(%error, "the stage is kept; the next start settles it");
         }
     }
 
@@ -317,7 +327,7 @@ impl Writer {
             self.add(summary, None, &mut entries, &mut waiters);
         }
         if !entries.is_empty() {
-            self.commit(&entries, waiters);
+            self.commit(entries, waiters);
         }
         (stop, publish)
     }
@@ -337,25 +347,21 @@ impl Writer {
             }
             return;
         }
-        let index = self.tiles.size() + entries.len() as u64;
+        let index = self.size + entries.len() as u64;
         entries.push(StagedEntry { index, entry, openings: staged.openings });
         waiters.extend(waiter.map(|w| (index, w)));
     }
 
-    fn commit(&mut self, entries: &[StagedEntry], waiters: Vec<(u64, oneshot::Sender<Result<u64, Unavailable>>)>) {
-        let staged = self.stage.append(entries);
+    fn commit(&mut self, entries: Vec<StagedEntry>, waiters: Vec<(u64, oneshot::Sender<Result<u64, Unavailable>>)>) {
+        let staged = self.stage.append(&entries);
         self.failing.store(staged.is_err(), Ordering::Relaxed);
         match staged {
             Ok(()) => {
-                for entry in entries {
-                    if let Err(error) = self.tiles.push(entry, true) {
-                        tracing::error!(%error, "a tile could not be written; ending the process, the next start settles it");
-                        std::process::exit(1);
-                    }
-                }
+                self.size += entries.len() as u64;
                 for (index, waiter) in waiters {
                     let _ = waiter.send(Ok(index));
                 }
+                self.publisher.staged(entries);
             }
             Err(error) => {
                 tracing::error!(%error, "entries could not be written; requests are refused until they can");
@@ -392,23 +398,69 @@ impl Writer {
             openings: BTreeMap::new(),
         })
     }
+}
 
-    fn publish(&mut self, stop: bool) -> Result<(), EvidenceError> {
-        let size = self.tiles.size();
-        if self.published.is_some_and(|(published, _)| published == size) && !stop {
-            return Ok(());
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::domain::digest::Opening;
+    use crate::store::clock::SystemClock;
+
+    /// The stage first, then the checkpoint, then what it rests on: as if all had been seen at one moment.
+    fn copy(from: &Path, to: &Path) {
+        std::fs::create_dir_all(to).expect("creates");
+        let mut paths: Vec<_> = std::fs::read_dir(from).expect("reads").map(|e| e.expect("reads").path()).collect();
+        let rank = |path: &std::path::PathBuf| {
+            let name = path.file_name().and_then(|n| n.to_str()).unwrap_or_default().to_owned();
+            (name != "stage.log", !name.starts_with("stage"), name != "checkpoint")
+        };
+        paths.sort_by_key(rank);
+        for path in paths.into_iter().filter(|p| p.extension().is_none_or(|e| e != "new")) {
+            let target = to.join(path.file_name().expect("named"));
+            if path.is_dir() {
+                copy(&path, &target);
+            } else if let Err(error) = std::fs::copy(&path, target) {
+                assert_eq!(error.kind(), std::io::ErrorKind::NotFound, "what is retired meanwhile is not needed");
+            }
         }
-        self.tiles.write_partial()?;
-        let checkpoint = Checkpoint { origin: self.origin.clone(), size, root: self.tiles.root() };
-        let clear = stop || self.stage.length() > CLEAR_STAGE_AT;
-        if clear {
-            self.tiles.sync();
+    }
+
+    fn open(dir: &Path) -> Sequencer {
+        std::fs::create_dir_all(dir.join("keys")).expect("creates");
+        Sequencer::open(dir, "example.org", Arc::new(SystemClock)).expect("opens")
+    }
+
+    /// Large enough that a few hundred fill a stage.
+    fn entry() -> Staged {
+        let openings = BTreeMap::from([("target".to_owned(), Opening::new([7; 32], "x".repeat(20_000)))]);
+        Staged { leaf: Leaf { time: SystemClock.now(), event: Event::Heartbeat {} }, openings }
+    }
+
+    #[tokio::test]
+    async fn what_was_acknowledged_is_there_whatever_the_stage_is_at() {
+        let (dir, copies) = (tempfile::tempdir().expect("tempdir"), tempfile::tempdir().expect("tempdir"));
+        let log = open(dir.path());
+        let mut rotated = false;
+        for n in 0..700_u64 {
+            assert_eq!(log.append(entry()).await.expect("appends"), n);
+            let before = dir.path().join("evidence/stage.before.log").exists();
+            // What a kill here would leave, with and without a stage that waits to be forgotten.
+            if n % 100 == 99 || (before && !rotated) {
+                let crashed = copies.path().join(n.to_string());
+                copy(dir.path(), &crashed);
+                let again = open(&crashed);
+                assert_eq!(again.append(entry()).await.expect("appends"), n + 1);
+                again.close();
+            }
+            rotated |= before;
         }
-        let path = self.dir.checkpoint();
-        files::write_public(&path, checkpoint.sign(&self.key).as_bytes())
-            .map_err(|e| EvidenceError::Damaged { path, what: e.to_string() })?;
-        self.published = Some((size, Instant::now()));
-        self.tiles.retire();
-        if clear { self.stage.clear() } else { Ok(()) }
+        assert!(rotated, "the stage was rotated");
+        log.publish().await.expect("publishes");
+        assert!(!dir.path().join("evidence/stage.before.log").exists(), "and forgotten");
+        log.close();
+        let reader = LogReader::new(EvidenceDir::of_data_dir(dir.path()));
+        assert_eq!(reader.checkpoint().expect("reads").size, 700);
+        assert_eq!(reader.entries(0).expect("reads").iter().filter(|e| e.openings.contains_key("target")).count(), 700);
+        assert_eq!(std::fs::metadata(dir.path().join("evidence/stage.log")).expect("there").len(), 0);
     }
 }

@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 
 use crate::domain::digest::Opening;
 use crate::evidence::EvidenceError;
+use crate::net::files::sync_dir;
 
 /// One entry with its place and the openings of its commitments.
 #[derive(Clone, Debug, PartialEq)]
@@ -20,7 +21,7 @@ pub struct StagedEntry {
     pub openings: BTreeMap<String, Opening>,
 }
 
-/// The open stage file.
+/// The open stage file, and the one before it, which waits for its entries to be under a synced checkpoint.
 pub struct Stage {
     path: PathBuf,
     file: File,
@@ -28,22 +29,39 @@ pub struct Stage {
 }
 
 impl Stage {
-    /// Opens the file, reads its whole frames, and cuts what a crash left behind them.
+    /// Opens the file, reads the whole frames of both, and cuts what a crash left behind them.
     pub fn open(path: &Path) -> Result<(Self, Vec<StagedEntry>), EvidenceError> {
         let io = |doing| EvidenceError::io(doing, path);
-        let mut file = OpenOptions::new()
-            .read(true)
-            .write(true)
-            .create(true)
-            .truncate(false)
-            .mode(0o600)
-            .open(path)
-            .map_err(io("open"))?;
+        let mut file = create(path).map_err(io("open"))?;
         let bytes = std::fs::read(path).map_err(io("read"))?;
-        let (entries, whole) = decode(&bytes);
+        let (now, whole) = decode(&bytes);
         file.set_len(whole as u64).map_err(io("cut"))?;
         file.seek(SeekFrom::End(0)).map_err(io("read"))?;
+        let before = match std::fs::read(before(path)) {
+            Ok(bytes) => decode(&bytes).0,
+            Err(e) if e.kind() == std::io::ErrorKind::NotFound => Vec::new(),
+            Err(e) => return Err(io("read")(e)),
+        };
+        let entries = before.into_iter().chain(now).collect();
         Ok((Self { path: path.to_owned(), file, length: whole as u64 }, entries))
+    }
+
+    /// Begins a new file. The one so far is kept beside it until [`forget`] is called for it.
+    pub fn rotate(&mut self) -> Result<(), EvidenceError> {
+        let io = |doing| EvidenceError::io(doing, &self.path);
+        std::fs::rename(&self.path, before(&self.path)).map_err(io("rename"))?;
+        self.file = create(&self.path).map_err(io("open"))?;
+        self.length = 0;
+        // Both names, before an entry rests on them.
+        if let Err(error) = self.path.parent().map_or(Ok(()), sync_dir) {
+            sync_failed(&error, &self.path);
+        }
+        Ok(())
+    }
+
+    /// Whether the file before this one is still there.
+    pub fn has_before(&self) -> bool {
+        before(&self.path).exists()
     }
 
     /// Writes a batch and syncs it. After a failed write the file is as it was before.
@@ -56,9 +74,7 @@ impl Stage {
             return Err(EvidenceError::Io { doing: "write", path: self.path.clone(), cause });
         }
         if let Err(error) = self.file.sync_data() {
-            // After a failed sync nobody knows what is on disk: going on would be a guess.
-            tracing::error!(%error, path = %self.path.display(), "sync failed; ending the process, the next start settles it");
-            std::process::exit(1);
+            sync_failed(&error, &self.path);
         }
         self.length += bytes.len() as u64;
         Ok(())
@@ -77,6 +93,26 @@ impl Stage {
         self.length = 0;
         Ok(())
     }
+}
+
+/// The file before the present one.
+pub fn before(path: &Path) -> PathBuf {
+    path.with_extension("before.log")
+}
+
+/// Removes the file before: its entries are under a synced checkpoint.
+pub fn forget(path: &Path) -> Result<(), EvidenceError> {
+    std::fs::remove_file(before(path)).map_err(EvidenceError::io("remove", path))
+}
+
+/// After a failed sync nobody knows what is on disk: going on would be a guess.
+pub fn sync_failed(error: &std::io::Error, path: &Path) -> ! {
+    tracing::error!(%error, path = %path.display(), "sync failed; ending the process, the next start settles it");
+    std::process::exit(1)
+}
+
+fn create(path: &Path) -> std::io::Result<File> {
+    OpenOptions::new().read(true).write(true).create(true).truncate(false).mode(0o600).open(path)
 }
 
 /// Length, CRC-32, index, entry length, entry, openings as JSON.
@@ -138,6 +174,21 @@ mod tests {
             let (read, _) = decode(&flipped);
             assert!(read.len() < 3 && read.iter().enumerate().all(|(n, e)| *e == entry(n as u64)), "offset {at}");
         }
+    }
+
+    #[test]
+    fn a_file_that_is_full_stays_until_it_is_forgotten() {
+        let dir = tempfile::tempdir().expect("tempdir");
+        let path = dir.path().join("stage.log");
+        let (mut stage, _) = Stage::open(&path).expect("opens");
+        stage.append(&[entry(0), entry(1)]).expect("appends");
+        stage.rotate().expect("rotates");
+        stage.append(&[entry(2)]).expect("appends");
+        assert!(stage.has_before() && stage.length() < encode(&entry(0)).len() as u64 * 2);
+        let read = |path: &Path| Stage::open(path).expect("opens").1;
+        assert_eq!(read(&path), vec![entry(0), entry(1), entry(2)]);
+        forget(&path).expect("forgets");
+        assert_eq!(read(&path), vec![entry(2)]);
     }
 
     #[test]

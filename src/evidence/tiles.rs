@@ -1,6 +1,6 @@
 //! Writes the log's tiles and entry bundles as the tree grows.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::fs::{self, File, OpenOptions};
 use std::io::{Read as _, Seek as _, SeekFrom, Write as _};
 use std::path::{Path, PathBuf};
@@ -8,7 +8,8 @@ use std::path::{Path, PathBuf};
 use crate::domain::digest::Sha256;
 use crate::evidence::EvidenceError;
 use crate::evidence::files::EvidenceDir;
-use crate::evidence::stage::StagedEntry;
+use crate::evidence::stage::{StagedEntry, sync_failed};
+use crate::net::files::sync_dir;
 use crate::protocol::merkle::{Frontier, leaf_hash};
 use crate::protocol::tile::{WIDTH, entries_path, hash_path, push_entry};
 
@@ -25,6 +26,8 @@ pub struct TileWriter {
     unsynced: Vec<PathBuf>,
     /// Partial tiles of the last checkpoints, newest last: a reader may still follow the one before.
     generations: VecDeque<Vec<PathBuf>>,
+    /// Partial tiles that are synced: entries may be nowhere else, until what replaces these is synced, too.
+    synced: Vec<PathBuf>,
     /// Directories of partial tiles whose full tile is written.
     completed: Vec<PathBuf>,
 }
@@ -40,6 +43,7 @@ impl TileWriter {
             openings: Vec::new(),
             unsynced: Vec::new(),
             generations: VecDeque::new(),
+            synced: Vec::new(),
             completed: Vec::new(),
         }
     }
@@ -118,13 +122,17 @@ impl TileWriter {
     pub fn retire(&mut self) {
         while self.generations.len() > 2 {
             let old = self.generations.pop_front().unwrap_or_default();
-            let needed = |path: &PathBuf| self.generations.iter().any(|g| g.contains(path));
+            let needed =
+                |path: &PathBuf| self.synced.contains(path) || self.generations.iter().any(|g| g.contains(path));
             for path in old.into_iter().filter(|p| !needed(p)) {
                 let _ = fs::remove_file(&path);
                 self.unsynced.retain(|p| *p != path);
             }
         }
-        for dir in std::mem::take(&mut self.completed) {
+        let rests = |dir: &PathBuf| self.synced.iter().any(|p| p.starts_with(dir));
+        let (kept, gone) = std::mem::take(&mut self.completed).into_iter().partition(rests);
+        self.completed = kept;
+        for dir in gone {
             let _ = fs::remove_dir_all(&dir);
             self.unsynced.retain(|p| !p.starts_with(&dir));
         }
@@ -161,20 +169,25 @@ impl TileWriter {
         Ok(path)
     }
 
-    /// Syncs everything written, files and directories, so that the stage may be cleared.
+    /// Syncs everything written, files and directories, so that the stage before may be forgotten.
     pub fn sync(&mut self) {
-        self.unsynced.sort();
-        self.unsynced.dedup();
-        for path in std::mem::take(&mut self.unsynced) {
-            let sync = || {
-                File::open(&path)?.sync_all()?;
-                path.parent().map_or(Ok(()), |dir| File::open(dir)?.sync_all())
-            };
-            if let Err(error) = sync() {
-                // As in the stage: after a failed sync nobody knows what is on disk.
-                tracing::error!(%error, path = %path.display(), "sync failed; ending the process, the next start settles it");
-                std::process::exit(1);
+        let paths: BTreeSet<PathBuf> = std::mem::take(&mut self.unsynced).into_iter().collect();
+        let mut dirs = BTreeSet::new();
+        for path in &paths {
+            if let Err(error) = File::open(path).and_then(|file| file.sync_all()) {
+                sync_failed(&error, path);
             }
+            dirs.extend(path.parent());
+        }
+        for dir in dirs {
+            if let Err(error) = sync_dir(dir) {
+                sync_failed(&error, dir);
+            }
+        }
+        let before = std::mem::replace(&mut self.synced, self.generations.back().cloned().unwrap_or_default());
+        let needed = |path: &PathBuf| self.synced.contains(path) || self.generations.iter().any(|g| g.contains(path));
+        for path in before.into_iter().filter(|p| !needed(p)) {
+            let _ = fs::remove_file(path);
         }
     }
 }

@@ -1,0 +1,157 @@
+//! Puts durable entries into tiles and signs checkpoints over them, on a thread of its own: what it writes and syncs holds
+//! up nobody's request.
+
+use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use aws_lc_rs::signature::Ed25519KeyPair;
+use tokio::sync::oneshot;
+
+use crate::evidence::EvidenceError;
+use crate::evidence::files::EvidenceDir;
+use crate::evidence::stage::{self, StagedEntry};
+use crate::evidence::tiles::TileWriter;
+use crate::net::files;
+use crate::protocol::checkpoint::Checkpoint;
+use crate::store::Unavailable;
+
+const PART: &str = "the evidence log";
+const EVERY: Duration = Duration::from_millis(200);
+/// Batches that may wait; beyond them the writer does, and with it whoever asks.
+const BEHIND: usize = 256;
+
+enum Message {
+    Staged(Vec<StagedEntry>),
+    Publish(oneshot::Sender<Result<(), Unavailable>>),
+    /// The stage was rotated: the file before can go once all that is staged so far is under a synced checkpoint.
+    ForgetStage,
+    End,
+}
+
+/// The publishing thread's handle.
+pub struct Publisher {
+    queue: SyncSender<Message>,
+    thread: Option<JoinHandle<bool>>,
+}
+
+impl Publisher {
+    /// Starts it over a tree; `old_stage`: a file before the stage is there already.
+    pub fn start(
+        dir: EvidenceDir,
+        key: Ed25519KeyPair,
+        origin: String,
+        tiles: TileWriter,
+        old_stage: bool,
+    ) -> Result<Self, EvidenceError> {
+        let (queue, messages) = sync_channel(BEHIND);
+        let root = dir.root().to_owned();
+        let mut work = Work { dir, key, origin, tiles, published: None, old_stage };
+        let thread = std::thread::Builder::new().name("publish".into()).spawn(move || work.run(&messages));
+        Ok(Self { queue, thread: Some(thread.map_err(EvidenceError::io("start the publisher of", &root))?) })
+    }
+
+    /// Takes entries that are durable.
+    pub fn staged(&self, entries: Vec<StagedEntry>) {
+        self.tell(Message::Staged(entries));
+    }
+
+    /// Answers once everything taken so far is under a checkpoint.
+    pub fn publish(&self, waiter: oneshot::Sender<Result<(), Unavailable>>) {
+        self.tell(Message::Publish(waiter));
+    }
+
+    /// Says that the stage was rotated.
+    pub fn forget_stage(&self) {
+        self.tell(Message::ForgetStage);
+    }
+
+    /// Publishes and syncs everything and ends; whether that went well.
+    pub fn end(&mut self) -> bool {
+        self.tell(Message::End);
+        self.thread.take().and_then(|thread| thread.join().ok()).unwrap_or(false)
+    }
+
+    fn tell(&self, message: Message) {
+        if self.queue.send(message).is_err() {
+            // It has panicked; entries would be staged that nothing ever publishes.
+            tracing::error!("the publisher has ended; ending the process, the next start settles it");
+            std::process::exit(1);
+        }
+    }
+}
+
+struct Work {
+    dir: EvidenceDir,
+    key: Ed25519KeyPair,
+    origin: String,
+    tiles: TileWriter,
+    /// Size and time of the last checkpoint.
+    published: Option<(u64, Instant)>,
+    old_stage: bool,
+}
+
+impl Work {
+    fn run(&mut self, messages: &Receiver<Message>) -> bool {
+        loop {
+            let since = self.published.map_or(EVERY, |(_, at)| at.elapsed());
+            let mut waiting = None;
+            match messages.recv_timeout(EVERY.saturating_sub(since).max(Duration::from_millis(1))) {
+                Ok(Message::Staged(entries)) => self.take(&entries),
+                Ok(Message::Publish(waiter)) => waiting = Some(waiter),
+                Ok(Message::ForgetStage) => self.old_stage = true,
+                Ok(Message::End) => return self.publish_or_tell(true).is_ok(),
+                Err(RecvTimeoutError::Timeout) => {}
+                Err(RecvTimeoutError::Disconnected) => return false,
+            }
+            let due = self.published.is_none_or(|(_, at)| at.elapsed() >= EVERY);
+            if due || waiting.is_some() {
+                let result = self.publish_or_tell(false);
+                if let Some(waiter) = waiting {
+                    let _ = waiter.send(result.map_err(|e| Unavailable::new(PART, e)));
+                }
+            }
+        }
+    }
+
+    fn take(&mut self, entries: &[StagedEntry]) {
+        for entry in entries {
+            if let Err(error) = self.tiles.push(entry, true) {
+                tracing::error!(%error, "a tile could not be written; ending the process, the next start settles it");
+                std::process::exit(1);
+            }
+        }
+    }
+
+    fn publish_or_tell(&mut self, end: bool) -> Result<(), EvidenceError> {
+        let result = self.publish(end);
+        if let Err(error) = &result {
+            tracing::error!(%error, "the checkpoint could not be published");
+        }
+        result
+    }
+
+    fn publish(&mut self, end: bool) -> Result<(), EvidenceError> {
+        let size = self.tiles.size();
+        let at = Instant::now();
+        if self.published.is_some_and(|(published, _)| published == size) && !end && !self.old_stage {
+            self.published = Some((size, at));
+            return Ok(());
+        }
+        self.tiles.write_partial()?;
+        let checkpoint = Checkpoint { origin: self.origin.clone(), size, root: self.tiles.root() };
+        if end || self.old_stage {
+            self.tiles.sync();
+        }
+        let path = self.dir.checkpoint();
+        files::write_public(&path, checkpoint.sign(&self.key).as_bytes())
+            .map_err(|e| EvidenceError::Damaged { path, what: e.to_string() })?;
+        self.published = Some((size, at));
+        self.tiles.retire();
+        if self.old_stage {
+            stage::forget(&self.dir.stage())?;
+            self.old_stage = false;
+        }
+        Ok(())
+    }
+}
