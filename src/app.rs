@@ -5,6 +5,7 @@ mod authz;
 mod bundle_endpoint;
 mod desk;
 mod nonces;
+mod offer;
 mod rotation;
 mod wiring;
 
@@ -13,6 +14,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
+use opentelemetry_sdk::trace::SdkTracerProvider;
 use serde::Serialize;
 use tokio::net::TcpListener;
 use tokio::sync::watch;
@@ -37,6 +39,7 @@ use crate::store::clock::SystemClock;
 use crate::store::redis::RedisReplayGuard;
 use crate::store::replay::{MemoryReplayGuard, ReplayGuard};
 use crate::store::sql::SqliteLedger;
+use crate::telemetry;
 use crate::token::endpoint::Offer;
 
 /// Why the service does not start. Each text says what happened and what to do next.
@@ -68,6 +71,8 @@ pub enum StartError {
     File(#[from] files::FileError),
     #[error("attestation: {0}")]
     Attestation(#[from] crate::net::fetch::FetchError),
+    #[error(transparent)]
+    Traces(#[from] telemetry::TracesError),
     #[error("token.issuer {0:?}: {1}")]
     Issuer(String, crate::protocol::htu::UriError),
     #[error("gateway.origins {0:?}: {1}")]
@@ -108,6 +113,8 @@ pub struct App {
     offer: Arc<ArcSwap<Offer>>,
     evidence: Arc<Sequencer>,
     ledger: Arc<SqliteLedger>,
+    /// What exports traces.
+    traces: Option<SdkTracerProvider>,
     grace: Duration,
     _lock: std::fs::File,
 }
@@ -220,8 +227,11 @@ impl App {
         log_start(&stores, &authority, &ledger).await?;
         let wiring = Wiring { config, stores: &stores, authority: &authority, addresses: &addresses };
         let certificate = wiring.certificate()?;
-        let gateway = wiring.gateway(wiring.own(&certificate)).await?;
-        let offer = Arc::new(ArcSwap::from_pointee(wiring::offer(&gateway.rules.load())));
+        let telemetry = &config.telemetry;
+        let start = |url: &String| telemetry::start_traces(url, telemetry.otlp_sample, trust_domain.as_str());
+        let (tracer, traces) = telemetry.otlp_endpoint.as_ref().map(start).transpose()?.unzip();
+        let gateway = wiring.gateway(wiring.own(&certificate), tracer).await?;
+        let offer = Arc::new(ArcSwap::from_pointee(offer::offer(&gateway.rules.load())));
         files::write_public(&config.data_dir.join("txn-jwks.json"), gateway.txn_jwks().to_string().as_bytes())?;
         let (switch, drain) = Drain::new();
         let identity = certificate.identity.clone();
@@ -237,6 +247,7 @@ impl App {
             offer,
             evidence,
             ledger,
+            traces,
             grace: config.shutdown_grace.0,
             _lock: lock,
         })
@@ -248,7 +259,7 @@ impl App {
         let rules = load_rules(config, &self.gateway.origins, Some(&self.gateway.own), Some(&present))?;
         rules.start(Some(&present));
         let version = rules.policy.version().to_owned();
-        self.offer.store(Arc::new(wiring::offer(&rules)));
+        self.offer.store(Arc::new(offer::offer(&rules)));
         self.gateway.rules.store(Arc::new(rules));
         Ok(version)
     }
@@ -271,6 +282,12 @@ impl App {
         let evidence = self.evidence.clone();
         let _ = tokio::task::spawn_blocking(move || evidence.close()).await;
         self.ledger.close().await;
+        if let Some(traces) = self.traces {
+            let flushed = tokio::task::spawn_blocking(move || traces.shutdown()).await;
+            if !matches!(flushed, Ok(Ok(()))) {
+                tracing::warn!("some spans did not reach the collector");
+            }
+        }
     }
 }
 

@@ -182,11 +182,40 @@ pub struct TelemetryConfig {
     pub log_level: String,
     /// Whether log lines are JSON.
     pub log_json: bool,
+    /// Whether each request through the gateway has a line in the log.
+    pub access_log: bool,
+    /// An OpenTelemetry collector (OTLP over gRPC) that traces go to; none: nowhere.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub otlp_endpoint: Option<String>,
+    /// The part of traces that begin here and are exported, from 0 to 1; a client's own are continued as it says.
+    pub otlp_sample: f64,
 }
 
 impl Default for TelemetryConfig {
     fn default() -> Self {
-        Self { listen: ([127, 0, 0, 1], 9464).into(), log_level: "info".into(), log_json: false }
+        Self {
+            listen: ([127, 0, 0, 1], 9464).into(),
+            log_level: "info".into(),
+            log_json: false,
+            access_log: false,
+            otlp_endpoint: None,
+            otlp_sample: 1.0,
+        }
+    }
+}
+
+impl TelemetryConfig {
+    fn check(&self) -> Result<(), String> {
+        if !LOG_LEVELS.contains(&self.log_level.as_str()) {
+            return Err(format!("telemetry.log_level {:?} is not one of: {}", self.log_level, LOG_LEVELS.join(", ")));
+        }
+        if self.otlp_endpoint.as_ref().is_some_and(|url| !url.starts_with("http://")) {
+            return Err("telemetry.otlp_endpoint is the URL of a collector's OTLP over gRPC, as http://127.0.0.1:4317; only http:// is spoken".into());
+        }
+        if !(0.0..=1.0).contains(&self.otlp_sample) {
+            return Err("telemetry.otlp_sample is a part: from 0.0 to 1.0".into());
+        }
+        Ok(())
     }
 }
 
@@ -241,13 +270,7 @@ impl Config {
         }
         self.token.check().map_err(ConfigError::Value)?;
         self.authz.check().map_err(ConfigError::Value)?;
-        if !LOG_LEVELS.contains(&self.telemetry.log_level.as_str()) {
-            return Err(ConfigError::Value(format!(
-                "telemetry.log_level {:?} is not one of: {}",
-                self.telemetry.log_level,
-                LOG_LEVELS.join(", ")
-            )));
-        }
+        self.telemetry.check().map_err(ConfigError::Value)?;
         self.replay.check().map_err(ConfigError::Value)
     }
 
@@ -497,6 +520,7 @@ mod tests {
             "[[trust.oidc]]\nname = \"unix\"\nissuer = \"https://x\"",
             "[[trust.oidc]]\nname = \"a\"\nissuer = \"https://x\"\n[[trust.x509]]\nname = \"a\"\nca_file = \"x\"",
             "[telemetry]\nlog_level = \"loud\"",
+            "[telemetry]\notlp_sample = 1.5",
             "[authz]\nlisten = \"127.0.0.1:0\"",
             "[authz]\nlisten = \"127.0.0.1:0\"\npeers = [\"edge.example\"]",
         ] {

@@ -2,17 +2,27 @@
 
 use std::io::IsTerminal as _;
 use std::sync::Arc;
+use std::time::Duration;
 
 use axum::Router;
 use axum::extract::State;
 use axum::http::StatusCode;
 use axum::routing::get;
-use metrics_exporter_prometheus::{PrometheusBuilder, PrometheusHandle};
+use metrics_exporter_prometheus::{Matcher, PrometheusBuilder, PrometheusHandle};
 use tracing_subscriber::EnvFilter;
 
+mod traces;
+
+pub use self::traces::{TracesError, start_traces};
+
+/// Upper bounds of histograms, in seconds.
+const BUCKETS: [f64; 14] = [0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.5, 1.0, 5.0, 30.0];
+const UPKEEP: Duration = Duration::from_secs(5);
+
 /// Starts logging to standard error. Fields, not sentences; no credential is ever a field.
-pub fn start_logs(level: &str, json: bool) {
-    let filter = EnvFilter::try_new(format!("{level},sqlx=warn,hyper=warn,h2=warn,rustls=warn"))
+pub fn start_logs(level: &str, json: bool, access: bool) {
+    let access = if access { "info" } else { "off" };
+    let filter = EnvFilter::try_new(format!("{level},access={access},sqlx=warn,hyper=warn,h2=warn,rustls=warn"))
         .unwrap_or_else(|_| EnvFilter::new("info"));
     let builder = tracing_subscriber::fmt()
         .with_env_filter(filter)
@@ -24,9 +34,19 @@ pub fn start_logs(level: &str, json: bool) {
 
 /// Starts the metrics recorder of this process.
 pub fn start_metrics() -> PrometheusHandle {
-    let recorder = PrometheusBuilder::new().build_recorder();
+    let seconds = Matcher::Suffix("_seconds".into());
+    let builder = PrometheusBuilder::new().set_buckets_for_metric(seconds, &BUCKETS).expect("there are buckets");
+    let recorder = builder.build_recorder();
     let handle = recorder.handle();
     let _ = metrics::set_global_recorder(recorder);
+    // What is recorded waits for a scrape; where nobody scrapes it would wait for ever.
+    let kept = handle.clone();
+    tokio::spawn(async move {
+        loop {
+            tokio::time::sleep(UPKEEP).await;
+            kept.run_upkeep();
+        }
+    });
     handle
 }
 

@@ -5,6 +5,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
+use opentelemetry::global::BoxedTracer;
 use serde_json::json;
 use tokio::net::TcpListener;
 use tokio::task::JoinSet;
@@ -19,8 +20,7 @@ use crate::app::{Addresses, Listeners, StartError, load_rules};
 use crate::config::Config;
 use crate::console::server::{self as console_server, Console};
 use crate::domain::spiffe_id::TrustDomain;
-use crate::gateway::config::{Access, ClientCertificate};
-use crate::gateway::routes::{Route, Rules};
+use crate::gateway::config::ClientCertificate;
 use crate::gateway::serve::{Gateway, GatewayService};
 use crate::gateway::tokens::Caches;
 use crate::identity::attest;
@@ -47,7 +47,6 @@ use crate::telemetry::{self, Health};
 use crate::token::endpoint::{Bundles, Offer, TokenPlane};
 use crate::token::keys::TokenKeys;
 use crate::token::limits::Limits;
-use crate::token::mint::Resource;
 use crate::token::server as token_server;
 use crate::trust::events::Transmitter;
 use crate::trust::providers::Providers;
@@ -83,7 +82,7 @@ impl Wiring<'_> {
         OwnTls { identity: certificate.identity.clone(), roots: trust.roots, clock: trust.clock }
     }
 
-    pub(super) async fn gateway(&self, own: OwnTls) -> Result<Arc<Gateway>, StartError> {
+    pub(super) async fn gateway(&self, own: OwnTls, tracer: Option<BoxedTracer>) -> Result<Arc<Gateway>, StartError> {
         let mut origins = self.config.gateway.origins.clone();
         if origins.is_empty() {
             origins.push(self.addresses.gateway.clone());
@@ -116,6 +115,7 @@ impl Wiring<'_> {
             txn_key: SigningKey::new(public, move |message| private.sign(message)),
             held_body: usize::try_from(self.config.limits.held_body).unwrap_or(usize::MAX),
             stream_max: self.config.gateway.stream_max.0,
+            tracer,
             tasks: TaskTracker::new(),
             ending: CancellationToken::new(),
         }))
@@ -366,35 +366,6 @@ impl Wiring<'_> {
         set.spawn(server.keep(desk::pace(identity.issuing_life.0, identity.jwt_key_life.0), ca_file, drain));
         Ok(set)
     }
-}
-
-/// What tokens can be for, and what decides about it.
-pub(super) fn offer(rules: &Rules) -> Offer {
-    Offer { resources: resources(rules), policy: rules.policy.clone() }
-}
-
-/// The broadest first: it is the default.
-fn resources(rules: &Rules) -> Vec<Resource> {
-    let resource = |r: &Route| Resource {
-        url: r.resource.clone(),
-        certificate: r.access == Access::ProofAndCertificate,
-        operations: r.operations.iter().map(|o| o.name.clone()).collect(),
-        introspect: r.introspect.clone(),
-    };
-    let mut resources: Vec<Resource> = Vec::new();
-    for route in rules.routes() {
-        let more = resource(route);
-        match resources.iter_mut().find(|r| r.url == more.url) {
-            Some(known) => {
-                known.certificate |= more.certificate;
-                known.operations.extend(more.operations);
-                known.introspect.extend(more.introspect);
-            }
-            None => resources.push(more),
-        }
-    }
-    resources.sort_by_key(|r| r.url.len());
-    resources
 }
 
 fn readiness(stores: &Stores) -> telemetry::Readiness {

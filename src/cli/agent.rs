@@ -113,6 +113,7 @@ pub async fn run(global: &Global, args: AgentArgs) -> Result<(), Failure> {
     telemetry::start_logs(
         if global.quiet { "error" } else { global.log_level.as_deref().unwrap_or("info") },
         global.json,
+        false,
     );
     crate::app::keep_files_private();
     crate::app::raise_open_files();

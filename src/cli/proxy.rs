@@ -61,7 +61,7 @@ impl ProxyArgs {
 pub async fn run(global: &Global, args: ProxyArgs) -> Result<(), Failure> {
     let place = args.place()?;
     let level = if global.quiet { "error" } else { global.log_level.as_deref().unwrap_or("info") };
-    telemetry::start_logs(level, global.json);
+    telemetry::start_logs(level, global.json, false);
     crate::app::keep_files_private();
     let stop = |kind| signal(kind).map_err(|e| Failure::failed(format!("signals cannot be caught: {e}")));
     let (mut term, mut int) = (stop(SignalKind::terminate())?, stop(SignalKind::interrupt())?);

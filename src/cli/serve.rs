@@ -21,7 +21,8 @@ pub struct ServeArgs {
 pub async fn run(global: &Global, args: ServeArgs) -> Result<(), Failure> {
     let config = context::config(global)?;
     let level = global.log_level.clone().unwrap_or_else(|| config.telemetry.log_level.clone());
-    telemetry::start_logs(if global.quiet { "error" } else { &level }, config.telemetry.log_json);
+    let access = config.telemetry.access_log && !global.quiet;
+    telemetry::start_logs(if global.quiet { "error" } else { &level }, config.telemetry.log_json, access);
     app::keep_files_private();
     let files = app::raise_open_files();
     tracing::info!(open_files = files, data_dir = %config.data_dir.display(), "starting");
@@ -58,8 +59,9 @@ fn announce(global: &Global, service: &App) {
     if global.json {
         context::out(&format!("{}\n", json!({"ready": a})));
     } else {
+        let edges = a.authz.as_ref().map(|url| format!(" authz={url}")).unwrap_or_default();
         context::out(&format!(
-            "ready identity={} token={} gateway={} admin={} telemetry={}\n",
+            "ready identity={} token={} gateway={} admin={} telemetry={}{edges}\n",
             a.identity, a.token, a.gateway, a.admin, a.telemetry
         ));
     }

@@ -83,7 +83,11 @@ fn solve(global: &Global, numbers: &[i64], b: usize, value: &str) -> Result<(), 
 }
 
 async fn serve_engine(global: &Global, args: TotServeArgs) -> Result<(), Failure> {
-    telemetry::start_logs(global.log_level.as_deref().unwrap_or(if global.quiet { "error" } else { "info" }), false);
+    telemetry::start_logs(
+        global.log_level.as_deref().unwrap_or(if global.quiet { "error" } else { "info" }),
+        false,
+        false,
+    );
     let admission = if let (Some(trust_domain), Some(keys)) = (args.trust_domain, args.txn_jwks) {
         Some(Admission::new(trust_domain, keys))
     } else {

@@ -40,7 +40,11 @@ struct Told {
 }
 
 pub async fn run(global: &Global, args: WatchArgs) -> Result<(), Failure> {
-    telemetry::start_logs(if global.quiet { "error" } else { global.log_level.as_deref().unwrap_or("warn") }, false);
+    telemetry::start_logs(
+        if global.quiet { "error" } else { global.log_level.as_deref().unwrap_or("warn") },
+        false,
+        false,
+    );
     let signal_of = |name: &String| {
         let full = if name.starts_with("SIG") { name.clone() } else { format!("SIG{name}") };
         full.parse::<Signal>().map_err(|_| Failure::usage(format!("--signal {name} is no signal: write HUP or SIGHUP")))

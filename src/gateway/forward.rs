@@ -23,7 +23,6 @@ use crate::gateway::upstream::endpoint::Place;
 use crate::net::body::{AnyBody, BoxError};
 use crate::protocol::masking::{Blocked, Masker};
 use crate::protocol::txn_token::{self, request_digest};
-use crate::store::entropy;
 
 /// The request's body on its way: counted, recorded, and held back by upstream's own pace.
 struct Recorded<B> {
@@ -205,7 +204,8 @@ impl Gateway {
         let mut request = Request::new(());
         *request.method_mut() = asking.request.method().clone();
         *request.version_mut() = Version::HTTP_11;
-        *request.headers_mut() = self.headers(asking, &permit, &target)?;
+        let (parent, call) = asking.request.trace.call(self.tracer.as_ref(), upstream.authority().as_str());
+        *request.headers_mut() = self.headers(asking, &permit, &target, &parent)?;
         let (head, ()) = request.into_parts();
         drop(permit);
         let masker = request_masker(asking, &body)?;
@@ -217,6 +217,8 @@ impl Gateway {
             cut = bounds.over(&self.stores) => return Err(Unanswered { refusal: cut.refusal(), sent: true }),
             answered = patient(sending, exchange, upstream.idle(), upstream.thinking()) => answered,
         };
+        // The call's span is over.
+        drop(call);
         match answered {
             Some(Ok(answered)) => Ok(answered),
             Some(Err(unsent)) => Err(unanswered(&asking.route.name, exchange, &unsent)),
@@ -231,7 +233,7 @@ impl Gateway {
         }
     }
 
-    fn headers(&self, asking: &Asking<'_>, permit: &Permit, target: &str) -> Result<HeaderMap, Refusal> {
+    fn headers(&self, asking: &Asking<'_>, permit: &Permit, target: &str, parent: &str) -> Result<HeaderMap, Refusal> {
         let upstream = &asking.route.upstream;
         let request = asking.request;
         let mut headers = headers::towards_upstream(
@@ -239,7 +241,7 @@ impl Gateway {
             asking.route.mask.is_some() || asking.route.inject.is_some() || self.judges_calls(asking),
         );
         headers.insert(header::HOST, upstream.host().clone());
-        headers.extend(self.own_headers(asking, permit, target)?);
+        headers.extend(self.own_headers(asking, permit, target, parent)?);
         headers.append(header::VIA, HeaderValue::from_static(via(request.head.version)));
         if headers::takes_trailers(&request.head.headers) {
             headers.insert(header::TE, HeaderValue::from_static("trailers"));
@@ -257,7 +259,13 @@ impl Gateway {
     }
 
     /// What the gateway says to upstream itself: who asks, by a token for this one request, and in which trace.
-    pub(super) fn own_headers(&self, asking: &Asking<'_>, permit: &Permit, target: &str) -> Result<HeaderMap, Refusal> {
+    pub(super) fn own_headers(
+        &self,
+        asking: &Asking<'_>,
+        permit: &Permit,
+        target: &str,
+        parent: &str,
+    ) -> Result<HeaderMap, Refusal> {
         let (upstream, request) = (&asking.route.upstream, asking.request);
         let text = |value: &str| {
             HeaderValue::from_str(value)
@@ -287,14 +295,11 @@ impl Gateway {
         );
         let mut token = text(&token)?;
         token.set_sensitive(true);
-        let parent = request.head.headers.get("traceparent").and_then(|v| v.to_str().ok()).and_then(trace_id);
-        let parent =
-            format!("00-{}-{}-01", parent.unwrap_or_else(|| request.id.clone()), hex::encode(entropy::random::<8>()));
         Ok([
             (HeaderName::from_static("txn-token"), token),
             (header::FORWARDED, text(&format!("proto=https;host=\"{}\"", request.origin.authority()))?),
             (HeaderName::from_static("popgate-request-id"), text(&request.id)?),
-            (HeaderName::from_static("traceparent"), text(&parent)?),
+            (HeaderName::from_static("traceparent"), text(parent)?),
         ]
         .into_iter()
         .collect())
@@ -351,12 +356,4 @@ const fn via(version: Version) -> &'static str {
         Version::HTTP_10 => "1.0 popgate",
         _ => "1.1 popgate",
     }
-}
-
-/// The trace id of a W3C `traceparent`, which is continued.
-fn trace_id(value: &str) -> Option<String> {
-    let mut parts = value.split('-');
-    let (version, id) = (parts.next()?, parts.next()?);
-    let hex = |t: &str, n: usize| t.len() == n && t.bytes().all(|b| b.is_ascii_digit() || (b'a'..=b'f').contains(&b));
-    (hex(version, 2) && hex(id, 32)).then(|| id.to_owned())
 }

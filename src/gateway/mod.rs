@@ -23,6 +23,7 @@ pub mod record;
 pub mod routes;
 pub mod serve;
 pub mod tokens;
+pub mod trace;
 pub mod upstream;
 pub mod websocket;
 pub mod wellknown;

@@ -1,5 +1,7 @@
 //! Request → Incoming: the target gets its one reading, before anything is believed.
 
+use std::sync::Arc;
+
 use http::request::Parts;
 use http::{Method, Request, header};
 use hyper::body::Incoming as IncomingBody;
@@ -7,6 +9,7 @@ use hyper::upgrade::OnUpgrade;
 
 use crate::domain::refusal::Refusal;
 use crate::gateway::serve::Gateway;
+use crate::gateway::trace::Trace;
 use crate::gateway::websocket::handshake::Handshake;
 use crate::protocol::htu::{CanonicalPath, Origin};
 
@@ -22,6 +25,8 @@ pub struct Incoming {
     pub path: CanonicalPath,
     /// The opening handshake of a WebSocket.
     pub handshake: Option<Handshake>,
+    /// Its time and trace.
+    pub trace: Arc<Trace>,
 }
 
 impl Incoming {
@@ -50,10 +55,11 @@ impl Gateway {
         &self,
         mut request: Request<IncomingBody>,
         request_id: &str,
+        trace: &Arc<Trace>,
     ) -> Result<(Incoming, IncomingBody), Refusal> {
         let upgrade = request.extensions_mut().remove::<OnUpgrade>();
         let (head, body) = request.into_parts();
-        Ok((self.read_head(head, upgrade, request_id)?, body))
+        Ok((self.read_head(head, upgrade, request_id, trace)?, body))
     }
 
     /// The same of a request whose body is not here.
@@ -62,6 +68,7 @@ impl Gateway {
         head: Parts,
         upgrade: Option<OnUpgrade>,
         request_id: &str,
+        trace: &Arc<Trace>,
     ) -> Result<Incoming, Refusal> {
         let handshake = Handshake::of(&head, upgrade)?;
         if head.uri.scheme_str().is_some_and(|scheme| scheme != "https") {
@@ -86,6 +93,6 @@ impl Gateway {
         let origin = origin.ok_or_else(|| Refusal::new(421, "misdirected", "this gateway does not serve that host"))?;
         let path =
             CanonicalPath::parse(head.uri.path()).map_err(|e| Refusal::new(400, "path", format!("the path {e}")))?;
-        Ok(Incoming { id: request_id.to_owned(), head, origin, path, handshake })
+        Ok(Incoming { id: request_id.to_owned(), head, origin, path, handshake, trace: trace.clone() })
     }
 }

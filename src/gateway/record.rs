@@ -17,7 +17,9 @@ use crate::domain::time::Timestamp;
 use crate::gateway::approve::{Asking, Permit};
 use crate::gateway::config::RecordMode;
 use crate::gateway::headers;
+use crate::gateway::read::Incoming;
 use crate::gateway::serve::Gateway;
+use crate::gateway::trace::{End, Phase};
 use crate::protocol::masking::{self, Counts, MaskRules, Masker};
 use crate::protocol::transcript::Head;
 use crate::store::evidence::Recording;
@@ -29,7 +31,7 @@ pub struct Exchange(Arc<Mutex<Inner>>);
 
 struct Inner {
     stores: Stores,
-    request_id: String,
+    request: Arc<Incoming>,
     spiffe_id: SpiffeId,
     began: Timestamp,
     recording: Option<Box<dyn Recording>>,
@@ -43,7 +45,7 @@ struct Inner {
     request_mask: RequestMask,
     /// The same for the messages of a WebSocket.
     message_mask: Option<Arc<MaskRules>>,
-    request: (u64, Hasher),
+    sent: (u64, Hasher),
     response: (u64, Hasher),
     upstream_bytes: u64,
     /// When the request's body last moved.
@@ -89,7 +91,7 @@ impl Gateway {
         let (leaf, openings) = self.admission(asking, permit, recording.is_some());
         let mut inner = Inner {
             stores: self.stores.clone(),
-            request_id: request.id.clone(),
+            request: request.clone(),
             spiffe_id: asking.intent.principal.spiffe_id.clone(),
             began: self.stores.clock.now(),
             recording,
@@ -98,7 +100,7 @@ impl Gateway {
             fault: None,
             request_mask: request_mask(asking),
             message_mask: asking.route.mask.clone(),
-            request: (0, Hasher::default()),
+            sent: (0, Hasher::default()),
             response: (0, Hasher::default()),
             upstream_bytes: 0,
             moved: Instant::now(),
@@ -116,6 +118,8 @@ impl Gateway {
         let opening = self.tasks.spawn(async move {
             evidence.append(Staged { leaf, openings }).await?;
             inner.sealed = false;
+            inner.request.trace.carry();
+            metrics::gauge!("popgate_open_exchanges").increment(1);
             Ok::<_, Unavailable>(Exchange(Arc::new(Mutex::new(inner))))
         });
         Ok(opening.await.map_err(|e| Refusal::unavailable("the evidence log", e))??)
@@ -173,7 +177,7 @@ impl Inner {
         };
         match written {
             Err(error) if self.degraded => {
-                unrecorded(&self.request_id, &error);
+                unrecorded(&self.request.id, &error);
                 self.recording = None;
                 self.lost = true;
                 Ok(())
@@ -214,8 +218,8 @@ impl Exchange {
             return Err(Unavailable::new("the recorder", "the exchange has ended"));
         }
         inner.moved = Instant::now();
-        inner.request.0 += chunk.len() as u64;
-        inner.request.1.update(chunk);
+        inner.sent.0 += chunk.len() as u64;
+        inner.sent.1.update(chunk);
         let mut kept = Vec::new();
         match &mut inner.request_mask {
             RequestMask::Plain => kept.extend_from_slice(chunk),
@@ -236,8 +240,8 @@ impl Exchange {
         if inner.sealed {
             return Err(Unavailable::new("the recorder", "the exchange has ended"));
         }
-        inner.request.0 += message.len() as u64;
-        inner.request.1.update(message);
+        inner.sent.0 += message.len() as u64;
+        inner.sent.1.update(message);
         let kept = match &inner.message_mask {
             None => Some(message.to_vec()),
             Some(rules) => masking::mask_whole(rules, masking::sniffed(message), message).ok(),
@@ -345,11 +349,11 @@ impl Inner {
         }
         let took = self.stores.clock.now().since(self.began);
         let completion = Completion {
-            request_id: self.request_id.clone(),
+            request_id: self.request.id.clone(),
             spiffe_id: self.spiffe_id.clone(),
             status: self.status,
-            request_bytes: self.request.0,
-            request_sha256: self.request.1.so_far(),
+            request_bytes: self.sent.0,
+            request_sha256: self.sent.1.so_far(),
             response_bytes: self.response.0,
             response_sha256: self.response.1.so_far(),
             upstream_bytes: self.upstream_bytes,
@@ -358,7 +362,7 @@ impl Inner {
             ended: if self.lost && how == "complete" { "complete_unrecorded".into() } else { how.to_owned() },
             duration_ms: u64::try_from(took.as_millis()).unwrap_or(u64::MAX),
         };
-        observe(&completion, took);
+        self.observe(&completion, took);
         let (stores, open) = (self.stores.clone(), self.open.clone());
         let note = move |completion| {
             stores.evidence.note(Staged::plain(stores.clock.now(), Event::Completion(completion)));
@@ -368,6 +372,23 @@ impl Inner {
             None => note(completion),
             Some(recording) => recording.finish(how, Box::new(move |digest| note(recorded(completion, digest)))),
         }
+    }
+
+    fn observe(&self, completion: &Completion, took: Duration) {
+        metrics::gauge!("popgate_open_exchanges").decrement(1);
+        metrics::histogram!("popgate_exchange_seconds").record(took.as_secs_f64());
+        for (kind, n) in &completion.masked {
+            metrics::counter!("popgate_masked_total", "kind" => kind.clone()).increment(*n);
+        }
+        self.request.trace.end(Phase::Stream);
+        self.request.trace.over(&End {
+            request_id: &self.request.id,
+            method: self.request.method().as_str(),
+            status: completion.status,
+            ended: &completion.ended,
+            request_bytes: completion.request_bytes,
+            response_bytes: completion.response_bytes,
+        });
     }
 }
 
@@ -387,12 +408,5 @@ fn recorded(completion: Completion, digest: Result<Sha256, Unavailable>) -> Comp
 impl Drop for Inner {
     fn drop(&mut self) {
         self.seal("abandoned");
-    }
-}
-
-fn observe(completion: &Completion, took: Duration) {
-    metrics::histogram!("popgate_exchange_seconds").record(took.as_secs_f64());
-    for (kind, n) in &completion.masked {
-        metrics::counter!("popgate_masked_total", "kind" => kind.clone()).increment(*n);
     }
 }

@@ -9,6 +9,7 @@ use arc_swap::ArcSwap;
 use bytes::Bytes;
 use http::{Method, Request, Response, StatusCode, header};
 use hyper::body::{Body as _, Incoming as IncomingBody};
+use opentelemetry::global::BoxedTracer;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -33,6 +34,7 @@ use crate::gateway::read::Incoming;
 use crate::gateway::record::Exchange;
 use crate::gateway::routes::{Inject, Route, Rules};
 use crate::gateway::tokens::Caches;
+use crate::gateway::trace::{End, Phase, Trace};
 use crate::gateway::upstream::endpoint::Place;
 use crate::gateway::websocket::{self, Relay};
 use crate::net::body::{self, AnyBody, ReadError};
@@ -73,6 +75,8 @@ pub struct Gateway {
     pub held_body: usize,
     /// How long a stream may last.
     pub stream_max: Duration,
+    /// Makes spans, where traces are exported.
+    pub tracer: Option<BoxedTracer>,
     /// What must end before the evidence log closes.
     pub tasks: TaskTracker,
     /// Cancelled when the grace of a drain is over.
@@ -88,7 +92,14 @@ impl Serve for GatewayService {
         let request_id = entropy::random_id();
         let grpc =
             request.headers().get(header::CONTENT_TYPE).is_some_and(|v| v.as_bytes().starts_with(b"application/grpc"));
-        let response = self.0.handle(&peer, request, &request_id).await;
+        let trace = Arc::new(Trace::begin(self.0.tracer.as_ref(), request.headers(), &request_id));
+        let method = request.method().clone();
+        let response = self.0.handle(&peer, request, &request_id, &trace).await;
+        if !trace.is_carried() {
+            let (method, status) = (method.as_str(), response.status().as_u16());
+            let ended = if response.status().is_success() { "own" } else { "refused" };
+            trace.over(&End { request_id: &request_id, method, status, ended, request_bytes: 0, response_bytes: 0 });
+        }
         stamp(if grpc { in_grpc(response) } else { response }, &request_id)
     }
 }
@@ -99,9 +110,10 @@ impl Gateway {
         peer: &Peer,
         request: Request<IncomingBody>,
         request_id: &str,
+        trace: &Arc<Trace>,
     ) -> Response<AnyBody> {
         let path = request.uri().path().to_owned();
-        let (request, body) = match self.read(request, request_id) {
+        let (request, body) = match self.read(request, request_id, trace) {
             Ok(read) => read,
             Err(refusal) => return self.refuse(request_id, &path, refusal.into()).await,
         };
@@ -119,13 +131,20 @@ impl Gateway {
             method: asked.and_then(|m| m.to_str().ok()).unwrap_or_else(|| request.method().as_str()),
             headers: &request.head.headers,
         });
+        if let Some(route) = route {
+            trace.route(request.method().as_str(), &route.name);
+        }
         let page = route.and_then(|r| r.cors.as_ref()?.allowed(&request.head.headers));
         if let (Some(method), Some(page), Some(cors)) = (asked, &page, route.and_then(|r| r.cors.as_ref())) {
             return cors.answer(page, method);
         }
         let mut response = match self.authenticate(peer, &request, &demand(route)).await {
             Err(unproved) => self.refuse(request_id, &path, unproved).await,
-            Ok(caller) => self.proved(&rules, route, &Arc::new(request), body, &Arc::new(caller)).await,
+            Ok(caller) => {
+                trace.end(Phase::Authenticate);
+                trace.caller(&caller.token.claims.client_id);
+                self.proved(&rules, route, &Arc::new(request), body, &Arc::new(caller)).await
+            }
         };
         if let Some(page) = page {
             cors::show(&page, response.headers_mut());
@@ -202,12 +221,14 @@ impl Gateway {
         if matched.operation.reads_body() {
             authorize::readable(headers)?;
         }
+        request.trace.operation(&matched.operation.name);
         *operation = Some(matched.operation.name.clone());
         if request.handshake.is_some() && matched.operation.websocket == WebSocket::Off {
             return Err(authorize::unlisted(&rules.policy, "the operation with this path opens no WebSocket"));
         }
         let intent = authorize::intent(caller, route, &matched, method, self.stores.clock.now());
         let verdict = authorize::decide(&rules.policy, caller, &intent)?;
+        request.trace.end(Phase::Decide);
         if matches!(verdict.decision, Decision::AllowWithApproval(_)) {
             body = self.held(body).await?;
         }
@@ -228,6 +249,7 @@ impl Gateway {
         body: Outgoing,
     ) -> Result<Response<AnyBody>, Refusal> {
         let mut permit = self.permit(asking, verdict).await?;
+        asking.request.trace.end(Phase::Hold);
         let execution = permit.take_execution();
         let (result, state) = self.carry(asking, permit, body).await;
         if let Some(execution) = execution {
@@ -248,8 +270,10 @@ impl Gateway {
             Err(refusal) => return (Err(refusal), ApprovalState::Failed),
         };
         let bounds = self.bounds(asking);
+        asking.request.trace.end(Phase::Log);
         let (result, state) = match self.forward(asking, permit, &exchange, body, &bounds).await {
             Ok((upstream, place)) => {
+                asking.request.trace.end(Phase::Upstream);
                 let done = upstream.status().is_success() || upstream.status() == StatusCode::SWITCHING_PROTOCOLS;
                 let state = if done { ApprovalState::Done } else { ApprovalState::Failed };
                 (self.answer(asking, upstream, &exchange, bounds, place).await, state)

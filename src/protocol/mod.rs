@@ -33,6 +33,7 @@ pub mod security_event;
 pub mod svid;
 pub mod template;
 pub mod tile;
+pub mod traceparent;
 pub mod transcript;
 pub mod txn_token;
 pub mod xml;

@@ -39,6 +39,7 @@ mod scripts;
 mod signals;
 mod smuggling;
 mod statements;
+mod telemetry;
 mod tls;
 mod token;
 mod web;

@@ -23,6 +23,7 @@ use crate::gateway::matching::Wanted;
 use crate::gateway::read::Incoming;
 use crate::gateway::routes::{Route, Rules};
 use crate::gateway::serve::{Gateway, demand, no_route};
+use crate::gateway::trace::{End, Phase, Trace};
 use crate::net::body::AnyBody;
 use crate::net::listener::Peer;
 use crate::protocol::operation::{self, Seen, WebSocket};
@@ -60,13 +61,29 @@ impl Gateway {
     /// Decides about a request that an edge holds: what to add to it on its way upstream, or what its client reads.
     async fn for_edge(self: &Arc<Self>, told: Result<Told, Refusal>) -> Result<HeaderMap, Response<AnyBody>> {
         let id = entropy::random_id();
-        let judged = self.judged(&id, told).await;
-        judged.map_err(|response| stamp(response, &id))
+        let none = HeaderMap::new();
+        let headers = told.as_ref().map_or(&none, |t| &t.headers);
+        let trace = Arc::new(Trace::begin(self.tracer.as_ref(), headers, &id));
+        let method = told.as_ref().map_or(Method::GET, |t| t.method.clone());
+        let judged = self.judged(&id, told, &trace).await;
+        judged.map_err(|response| {
+            if !trace.is_carried() {
+                let (method, status) = (method.as_str(), response.status().as_u16());
+                let ended = "refused";
+                trace.over(&End { request_id: &id, method, status, ended, request_bytes: 0, response_bytes: 0 });
+            }
+            stamp(response, &id)
+        })
     }
 
-    async fn judged(self: &Arc<Self>, id: &str, told: Result<Told, Refusal>) -> Result<HeaderMap, Response<AnyBody>> {
+    async fn judged(
+        self: &Arc<Self>,
+        id: &str,
+        told: Result<Told, Refusal>,
+        trace: &Arc<Trace>,
+    ) -> Result<HeaderMap, Response<AnyBody>> {
         let path = told.as_ref().map(|t| t.target.path().to_owned()).unwrap_or_default();
-        let read = told.and_then(|told| self.read_head(told.head(), None, id));
+        let read = told.and_then(|told| self.read_head(told.head(), None, id, trace));
         let request = match read.and_then(foreign) {
             Ok(request) => Arc::new(request),
             Err(refusal) => return Err(self.refuse(id, &path, refusal.into()).await),
@@ -78,12 +95,17 @@ impl Gateway {
             method: request.method().as_str(),
             headers: &request.head.headers,
         });
+        if let Some(route) = route {
+            trace.route(request.method().as_str(), &route.name);
+        }
         // Whatever certificate the edge saw, it is not on this connection.
         let peer = Peer::new(None, None, None);
         let caller = match self.authenticate(&peer, &request, &demand(route)).await {
             Ok(caller) => Arc::new(caller),
             Err(unproved) => return Err(self.refuse(id, &path, unproved).await),
         };
+        trace.end(Phase::Authenticate);
+        trace.caller(&caller.token.claims.client_id);
         let mut operation = None;
         match self.leave(&rules, route, &request, &caller, &mut operation).await {
             Ok(headers) => Ok(headers),
@@ -117,6 +139,7 @@ impl Gateway {
             },
             &rules.policy,
         )?;
+        request.trace.operation(&matched.operation.name);
         *operation = Some(matched.operation.name.clone());
         match (&request.handshake, matched.operation.websocket) {
             (Some(_), WebSocket::Off) => {
@@ -127,6 +150,7 @@ impl Gateway {
         }
         let intent = authorize::intent(caller, route, &matched, method, self.stores.clock.now());
         let verdict = authorize::decide(&rules.policy, caller, &intent)?;
+        request.trace.end(Phase::Decide);
         if matches!(verdict.decision, Decision::AllowWithApproval(_)) {
             return Err(Refusal {
                 policy: Some(authorize::reason(&verdict)),
@@ -146,7 +170,8 @@ impl Gateway {
         };
         let permit = self.permit(&asking, verdict).await?;
         let exchange = self.open(&asking, &permit).await?;
-        let headers = self.own_headers(&asking, &permit, &request.target());
+        request.trace.end(Phase::Log);
+        let headers = self.own_headers(&asking, &permit, &request.target(), &request.trace.parent());
         // What becomes of it is the edge's to know.
         exchange.seal(if headers.is_ok() { "left_to_edge" } else { "failed" });
         headers
