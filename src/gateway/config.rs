@@ -215,7 +215,32 @@ pub struct InjectConfig {
     #[serde(default)]
     pub prefix: String,
     /// File that holds it; re-read on change.
-    pub file: PathBuf,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub file: Option<PathBuf>,
+    /// Or: an OAuth client of ours, whose access token it is.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub token: Option<InjectTokenConfig>,
+}
+
+/// `inject.token` of a route: client credentials (RFC 6749 section 4.4).
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct InjectTokenConfig {
+    /// The token endpoint.
+    pub url: String,
+    /// Our name there.
+    pub client_id: String,
+    /// File with the secret, which goes into the Authorization header (`client_secret_basic`).
+    pub client_secret_file: PathBuf,
+    /// Scope that is asked for.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub scope: Option<String>,
+    /// Resource that is asked for (RFC 8707).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub resource: Option<String>,
+    /// Certificates that the endpoint's leads to, PEM; none: the system's.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ca_file: Option<PathBuf>,
 }
 
 /// `access` of a route.

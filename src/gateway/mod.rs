@@ -13,6 +13,7 @@ pub mod execution;
 pub mod forward;
 pub mod grpc_mask;
 pub mod headers;
+pub mod inject;
 pub mod mask;
 pub mod masks;
 pub mod matching;

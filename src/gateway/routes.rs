@@ -1,16 +1,15 @@
 //! The checked form of routes, masks and policies: everything that a reload replaces at once.
 
 use std::collections::BTreeMap;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-use zeroize::Zeroizing;
-
 use crate::domain::spiffe_id::SpiffeId;
-use crate::gateway::config::{Access, InjectConfig, MaskConfig, OneOrMany, OperationConfig, RecordMode, RouteConfig};
+use crate::gateway::config::{Access, MaskConfig, OneOrMany, OperationConfig, RecordMode, RouteConfig};
 use crate::gateway::cors::Cors;
 use crate::gateway::grpc_mask::Descriptors;
+use crate::gateway::inject::Inject;
 use crate::gateway::masks;
 use crate::gateway::matching::{Matcher, Wanted};
 use crate::gateway::upstream::Upstream;
@@ -74,36 +73,6 @@ pub struct Route {
     pub ends_with_token: bool,
     /// Operations.
     pub operations: Vec<Operation>,
-}
-
-/// An injected credential, re-read when its file changes.
-pub struct Inject {
-    /// Header that carries it.
-    pub header: http::HeaderName,
-    prefix: String,
-    file: PathBuf,
-}
-
-impl Inject {
-    /// The credential now.
-    pub fn read(&self) -> Result<Injected, String> {
-        let secret = files::read_secret(&self.file).map_err(|e| e.to_string())?;
-        let mut value = http::HeaderValue::from_str(&format!("{}{}", self.prefix, secret.as_str()))
-            .map_err(|_| format!("{} holds bytes that no header can carry", self.file.display()))?;
-        if secret.is_empty() {
-            return Err(format!("{} is empty", self.file.display()));
-        }
-        value.set_sensitive(true);
-        Ok(Injected { value, secret: Zeroizing::new(secret.as_bytes().to_vec()) })
-    }
-}
-
-/// An upstream's credential, read once for one request.
-pub struct Injected {
-    /// The header's value.
-    pub value: http::HeaderValue,
-    /// The bare secret, which must not come back.
-    pub secret: Zeroizing<Vec<u8>>,
 }
 
 /// Everything that decides about requests; a reload replaces it whole.
@@ -239,7 +208,7 @@ fn route(
     let cors = config.cors.as_ref().map(|c| Cors::new(c).map_err(|e| bad(format!("cors: {e}")))).transpose()?;
     let descriptors = config.descriptors.as_ref().map(|file| Descriptors::read(&sources.base.join(file)));
     let descriptors = descriptors.transpose().map_err(|e| bad(format!("descriptors: {e}")))?;
-    let inject = config.inject.as_ref().map(|i| inject(i, sources.base).map_err(&bad)).transpose()?;
+    let inject = config.inject.as_ref().map(|i| Inject::new(i, sources.base).map_err(bad)).transpose()?;
     let operations = config
         .operations
         .iter()
@@ -270,17 +239,6 @@ fn route(
         ends_with_token: config.ends_with_token,
         operations,
     })
-}
-
-fn inject(config: &InjectConfig, base: &Path) -> Result<Inject, String> {
-    let header = config
-        .header
-        .to_ascii_lowercase()
-        .parse()
-        .map_err(|_| format!("inject.header {:?} is not a header name", config.header))?;
-    let inject = Inject { header, prefix: config.prefix.clone(), file: base.join(&config.file) };
-    inject.read().map_err(|e| format!("inject.file: {e}"))?;
-    Ok(inject)
 }
 
 fn operation(config: &OperationConfig) -> Result<Operation, String> {

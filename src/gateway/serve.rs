@@ -32,7 +32,7 @@ use crate::gateway::matching::Wanted;
 use crate::gateway::pump::{self, Course};
 use crate::gateway::read::Incoming;
 use crate::gateway::record::Exchange;
-use crate::gateway::routes::{Inject, Route, Rules};
+use crate::gateway::routes::{Route, Rules};
 use crate::gateway::tokens::Caches;
 use crate::gateway::trace::{End, Phase, Trace};
 use crate::gateway::upstream::endpoint::Place;
@@ -233,8 +233,12 @@ impl Gateway {
             body = self.held(body).await?;
         }
         let held = bytes_of(&body).cloned();
-        let injected = route.inject.as_ref().map(Inject::read).transpose();
-        let injected = injected.map_err(|e| Refusal::unavailable("the upstream's credential", e))?;
+        let injected = match &route.inject {
+            None => None,
+            Some(inject) => {
+                Some(inject.read().await.map_err(|e| Refusal::unavailable("the upstream's credential", e))?)
+            }
+        };
         let (held, injected) = (held.as_ref(), injected.as_ref());
         let websocket = matched.operation.websocket;
         let asking =
@@ -274,6 +278,9 @@ impl Gateway {
         let (result, state) = match self.forward(asking, permit, &exchange, body, &bounds).await {
             Ok((upstream, place)) => {
                 asking.request.trace.end(Phase::Upstream);
+                if let (StatusCode::UNAUTHORIZED, Some(inject)) = (upstream.status(), &asking.route.inject) {
+                    inject.refused().await;
+                }
                 let done = upstream.status().is_success() || upstream.status() == StatusCode::SWITCHING_PROTOCOLS;
                 let state = if done { ApprovalState::Done } else { ApprovalState::Failed };
                 (self.answer(asking, upstream, &exchange, bounds, place).await, state)

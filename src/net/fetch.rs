@@ -3,8 +3,10 @@
 use std::path::Path;
 use std::time::Duration;
 
+use base64::Engine as _;
+use base64::prelude::BASE64_STANDARD;
 use bytes::Bytes;
-use http::{Method, Request, header};
+use http::{HeaderValue, Method, Request, header};
 use hyper_rustls::{HttpsConnector, HttpsConnectorBuilder};
 use hyper_util::client::legacy::Client;
 use hyper_util::client::legacy::connect::HttpConnector;
@@ -68,6 +70,20 @@ impl Fetcher {
             .uri(url)
             .header(header::CONTENT_TYPE, "application/json")
             .header(header::AUTHORIZATION, format!("Bearer {bearer}"));
+        self.send(request, url, body).await
+    }
+
+    /// The body of a successful answer to a POST of a form; `basic` is name and password, joined by a colon.
+    pub async fn post_form(&self, url: &str, basic: &str, body: Bytes) -> Result<Bytes, FetchError> {
+        let mut credential = HeaderValue::from_str(&format!("Basic {}", BASE64_STANDARD.encode(basic)))
+            .map_err(|e| FetchError { url: url.to_owned(), cause: e.to_string() })?;
+        credential.set_sensitive(true);
+        let request = Request::builder()
+            .method(Method::POST)
+            .uri(url)
+            .header(header::CONTENT_TYPE, "application/x-www-form-urlencoded")
+            .header(header::ACCEPT, "application/json")
+            .header(header::AUTHORIZATION, credential);
         self.send(request, url, body).await
     }
 

@@ -19,6 +19,7 @@ mod floods;
 mod gateway;
 mod grants;
 mod host;
+mod injection;
 mod interop;
 mod issuer;
 mod mask_report;
