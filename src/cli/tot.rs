@@ -3,6 +3,7 @@
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::Duration;
 
 use clap::{Args, Subcommand};
 use serde_json::json;
@@ -16,6 +17,7 @@ use crate::store::clock::SystemClock;
 use crate::telemetry;
 use crate::tot::admit::Admission;
 use crate::tot::evaluate;
+use crate::tot::model::{Model, ModelConfig};
 use crate::tot::search;
 use crate::tot::serve::{Engine, Record, router};
 use crate::tot::value::Valuer;
@@ -56,9 +58,42 @@ pub struct TotServeArgs {
     /// One JSON line for each request head and each response write
     #[arg(long, value_name = "FILE")]
     record: Option<PathBuf>,
+    /// An OpenAI-compatible API that runs may take as proposer and valuer: its URL before /chat/completions
+    #[arg(long, requires = "model", value_name = "URL")]
+    model_url: Option<String>,
+    /// The model's name there
+    #[arg(long, requires = "model_url", value_name = "NAME")]
+    model: Option<String>,
+    /// File with the API's key
+    #[arg(long, requires = "model_url", value_name = "FILE")]
+    model_key_file: Option<PathBuf>,
+    /// Certificates that the API's leads to, PEM; default: the system's
+    #[arg(long, requires = "model_url", value_name = "FILE")]
+    model_ca_file: Option<PathBuf>,
+    /// Seconds that one answer may take
+    #[arg(long, default_value_t = 30, value_name = "SECONDS")]
+    model_timeout: u64,
+    /// Tokens that one run may use
+    #[arg(long, default_value_t = 200_000, value_name = "TOKENS")]
+    model_budget: u64,
     /// End when standard input closes
     #[arg(long, hide = true)]
     with_parent: bool,
+}
+
+impl TotServeArgs {
+    fn model(&self) -> Result<Option<Arc<Model>>, Failure> {
+        let (Some(base), Some(model)) = (&self.model_url, &self.model) else { return Ok(None) };
+        let config = ModelConfig {
+            base,
+            model,
+            key_file: self.model_key_file.as_deref(),
+            ca_file: self.model_ca_file.as_deref(),
+            timeout: Duration::from_secs(self.model_timeout.max(1)),
+            budget: self.model_budget,
+        };
+        Model::new(&config).map(|model| Some(Arc::new(model))).map_err(Failure::failed)
+    }
 }
 
 pub async fn run(global: &Global, command: TotCommand) -> Result<(), Failure> {
@@ -88,6 +123,7 @@ async fn serve_engine(global: &Global, args: TotServeArgs) -> Result<(), Failure
         false,
         false,
     );
+    let model = args.model()?;
     let admission = if let (Some(trust_domain), Some(keys)) = (args.trust_domain, args.txn_jwks) {
         Some(Admission::new(trust_domain, keys))
     } else {
@@ -100,7 +136,7 @@ async fn serve_engine(global: &Global, args: TotServeArgs) -> Result<(), Failure
             Record::create(path).map_err(|e| Failure::failed(format!("cannot write {}: {e}", path.display())))?
         }
     };
-    let engine = Arc::new(Engine::new(Arc::new(SystemClock), admission, record));
+    let engine = Arc::new(Engine::new(Arc::new(SystemClock), admission, record, model));
     let listener = listener::bind(args.listen, "the engine", "--listen").await?;
     let address = listener.local_addr()?;
     let names = ["localhost", "127.0.0.1", "::1"].map(String::from).to_vec();

@@ -19,7 +19,7 @@ use crate::store::Unavailable;
 const PART: &str = "the evidence log";
 const EVERY: Duration = Duration::from_millis(200);
 /// Batches that may wait; beyond them the writer does, and with it whoever asks.
-const BEHIND: usize = 256;
+const BEHIND: usize = 16;
 
 enum Message {
     Staged(Vec<StagedEntry>),
@@ -46,7 +46,7 @@ impl Publisher {
     ) -> Result<Self, EvidenceError> {
         let (queue, messages) = sync_channel(BEHIND);
         let root = dir.root().to_owned();
-        let mut work = Work { dir, key, origin, tiles, published: None, old_stage };
+        let mut work = Work { dir, key, origin, tiles, published: None, tried: None, old_stage };
         let thread = std::thread::Builder::new().name("publish".into()).spawn(move || work.run(&messages));
         Ok(Self { queue, thread: Some(thread.map_err(EvidenceError::io("start the publisher of", &root))?) })
     }
@@ -86,15 +86,17 @@ struct Work {
     key: Ed25519KeyPair,
     origin: String,
     tiles: TileWriter,
-    /// Size and time of the last checkpoint.
-    published: Option<(u64, Instant)>,
+    /// Size of the last checkpoint.
+    published: Option<u64>,
+    /// When one was last tried.
+    tried: Option<Instant>,
     old_stage: bool,
 }
 
 impl Work {
     fn run(&mut self, messages: &Receiver<Message>) -> bool {
         loop {
-            let since = self.published.map_or(EVERY, |(_, at)| at.elapsed());
+            let since = self.tried.map_or(EVERY, |at| at.elapsed());
             let mut waiting = None;
             match messages.recv_timeout(EVERY.saturating_sub(since).max(Duration::from_millis(1))) {
                 Ok(Message::Staged(entries)) => self.take(&entries),
@@ -104,7 +106,7 @@ impl Work {
                 Err(RecvTimeoutError::Timeout) => {}
                 Err(RecvTimeoutError::Disconnected) => return false,
             }
-            let due = self.published.is_none_or(|(_, at)| at.elapsed() >= EVERY);
+            let due = self.tried.is_none_or(|at| at.elapsed() >= EVERY);
             if due || waiting.is_some() {
                 let result = self.publish_or_tell(false);
                 if let Some(waiter) = waiting {
@@ -116,7 +118,7 @@ impl Work {
 
     fn take(&mut self, entries: &[StagedEntry]) {
         for entry in entries {
-            if let Err(error) = self.tiles.push(entry, true) {
+            if let Err(error) = self.tiles.push(entry) {
                 tracing::error!(%error, "a tile could not be written; ending the process, the next start settles it");
                 std::process::exit(1);
             }
@@ -133,9 +135,8 @@ impl Work {
 
     fn publish(&mut self, end: bool) -> Result<(), EvidenceError> {
         let size = self.tiles.size();
-        let at = Instant::now();
-        if self.published.is_some_and(|(published, _)| published == size) && !end && !self.old_stage {
-            self.published = Some((size, at));
+        self.tried = Some(Instant::now());
+        if self.published == Some(size) && !end && !self.old_stage {
             return Ok(());
         }
         self.tiles.write_partial()?;
@@ -146,7 +147,7 @@ impl Work {
         let path = self.dir.checkpoint();
         files::write_public(&path, checkpoint.sign(&self.key).as_bytes())
             .map_err(|e| EvidenceError::Damaged { path, what: e.to_string() })?;
-        self.published = Some((size, at));
+        self.published = Some(size);
         self.tiles.retire();
         if self.old_stage {
             stage::forget(&self.dir.stage())?;

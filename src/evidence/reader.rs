@@ -112,6 +112,19 @@ impl LogReader {
         Ok(entries.into_iter().take(width).map(<[u8]>::to_vec).collect())
     }
 
+    /// The entries of one bundle, from whichever of its forms on disk is whole and has most: a power cut may have left an
+    /// empty file where an older, synced one has what is wanted.
+    pub fn most_of_bundle(&self, index: u64) -> Vec<Vec<u8>> {
+        let full = self.dir.root().join(entries_path(index, WIDTH));
+        let partial = fs::read_dir(partial_dir(&full)).into_iter().flatten().filter_map(|e| Some(e.ok()?.path()));
+        let read = |path: PathBuf| {
+            let bytes = fs::read(path).ok()?;
+            Some(split_entries(&bytes)?.into_iter().map(<[u8]>::to_vec).collect::<Vec<_>>())
+        };
+        let forms = std::iter::once(full.clone()).chain(partial).filter_map(read);
+        forms.max_by_key(Vec::len).unwrap_or_default()
+    }
+
     /// Openings of one bundle, by index.
     pub fn openings(&self, bundle: u64) -> BTreeMap<u64, BTreeMap<String, Opening>> {
         let text = fs::read_to_string(self.dir.openings(bundle)).unwrap_or_default();

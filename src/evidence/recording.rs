@@ -17,9 +17,9 @@ use crate::domain::recording::FrameKind;
 use crate::evidence::files::EvidenceDir;
 use crate::evidence::{EvidenceError, segments};
 use crate::net::files::sync_dir;
-use crate::protocol::transcript::{MAGIC, MAX_PAYLOAD, RecordingId, encode};
-use crate::store::Unavailable;
+use crate::protocol::transcript::{MAX_PAYLOAD, Mark, RecordingId, encode};
 use crate::store::evidence::{Finished, Recording};
+use crate::store::{Unavailable, entropy};
 
 const PART: &str = "the recorder";
 /// Frames of this long share a sync.
@@ -30,6 +30,7 @@ const FULL: u64 = 64 << 20;
 /// Begins recordings and keeps them synced.
 pub struct Recorder {
     writer: Arc<Mutex<Writer>>,
+    mark: Mark,
     syncer: Sender<Message>,
 }
 
@@ -61,8 +62,9 @@ impl Recorder {
             .name("recording-sync".into())
             .spawn(move || sync_loop(&messages, &recordings))
             .map_err(EvidenceError::io("start the syncer of", dir.root()))?;
-        let writer = Writer { dir, last, segment: None, syncer: syncer.clone() };
-        Ok(Self { writer: Arc::new(Mutex::new(writer)), syncer })
+        let mark = Mark(entropy::random());
+        let writer = Writer { dir, mark, last, segment: None, syncer: syncer.clone() };
+        Ok(Self { writer: Arc::new(Mutex::new(writer)), mark, syncer })
     }
 
     /// Returns once every recording that has ended is synced.
@@ -76,8 +78,9 @@ impl Recorder {
     /// Begins the recording of one request.
     pub fn begin(&self, request_id: &str) -> Result<Box<dyn Recording>, Unavailable> {
         let id = RecordingId::parse(request_id).ok_or_else(|| Unavailable::new(PART, "not a request id"))?;
-        let (writer, syncer) = (self.writer.clone(), self.syncer.clone());
-        Ok(Box::new(OpenRecording { id, writer, syncer, digest: Hasher::default(), place: 0, began: Instant::now() }))
+        let (writer, syncer, mark) = (self.writer.clone(), self.syncer.clone(), self.mark);
+        let (digest, began) = (Hasher::default(), Instant::now());
+        Ok(Box::new(OpenRecording { id, writer, mark, syncer, digest, place: 0, began }))
     }
 }
 
@@ -120,6 +123,7 @@ fn sync(round: &[Written], dir: &Path) -> std::io::Result<()> {
 /// Appends frames to the segment of now.
 struct Writer {
     dir: EvidenceDir,
+    mark: Mark,
     /// Number of the last segment.
     last: u64,
     segment: Option<Segment>,
@@ -159,16 +163,21 @@ impl Writer {
     fn begin(&mut self) -> std::io::Result<Segment> {
         self.last += 1;
         let path = self.dir.segment(self.last);
-        let mut file = OpenOptions::new().append(true).create_new(true).mode(0o600).open(path)?;
-        file.write_all(MAGIC)?;
-        let length = MAGIC.len() as u64;
-        Ok(Segment { file: Arc::new(file), length, dirty: Arc::default(), created: true })
+        let mut file = OpenOptions::new().append(true).create_new(true).mode(0o600).open(&path)?;
+        let head = self.mark.head();
+        if let Err(error) = file.write_all(&head) {
+            let _ = std::fs::remove_file(&path);
+            self.last -= 1;
+            return Err(error);
+        }
+        Ok(Segment { file: Arc::new(file), length: head.len() as u64, dirty: Arc::default(), created: true })
     }
 }
 
 struct OpenRecording {
     id: RecordingId,
     writer: Arc<Mutex<Writer>>,
+    mark: Mark,
     syncer: Sender<Message>,
     digest: Hasher,
     place: u32,
@@ -178,7 +187,7 @@ struct OpenRecording {
 impl OpenRecording {
     fn write(&mut self, kind: FrameKind, payload: &[u8]) -> Result<(), Unavailable> {
         let at_ms = u32::try_from(self.began.elapsed().as_millis()).unwrap_or(u32::MAX);
-        let bytes = encode(self.id, self.place, kind, at_ms, payload);
+        let bytes = encode(self.mark, self.id, self.place, kind, at_ms, payload);
         self.writer.lock().unwrap_or_else(PoisonError::into_inner).write(&bytes)?;
         self.place += 1;
         self.digest.update(&bytes);

@@ -10,8 +10,7 @@ use crate::protocol::transcript::{RecordingId, Transcript};
 pub fn read(dir: &EvidenceDir, request_id: &str) -> Result<Transcript, EvidenceError> {
     let missing = || EvidenceError::NotFound(format!("there is no recording of request {request_id}"));
     let id = RecordingId::parse(request_id).ok_or_else(missing)?;
-    let (transcript, _) = segments::transcripts(dir, &[id])?.remove(&id).ok_or_else(missing)?;
-    Ok(transcript)
+    segments::transcript(dir, id)?.ok_or_else(missing)
 }
 
 /// The response body as the client saw it.

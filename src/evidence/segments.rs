@@ -1,11 +1,15 @@
 //! Reads recordings from the segments that they share.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::fs;
 use std::path::PathBuf;
+use std::time::{Duration, UNIX_EPOCH};
 
+use crate::domain::recording::FrameKind;
+use crate::domain::time::Timestamp;
 use crate::evidence::EvidenceError;
 use crate::evidence::files::EvidenceDir;
+use crate::net::files::sync_dir;
 use crate::protocol::transcript::{Record, RecordingId, Tally, Transcript, records};
 
 /// The segments of a directory, oldest first.
@@ -40,22 +44,57 @@ pub fn tallies(dir: &EvidenceDir) -> Result<HashMap<RecordingId, Tally>, Evidenc
     Ok(found)
 }
 
-/// Some recordings, to their last whole frame. What is not there is not among them.
-pub fn transcripts(
+/// One recording, to its last whole frame; none if nothing of it is there.
+pub fn transcript(dir: &EvidenceDir, id: RecordingId) -> Result<Option<Transcript>, EvidenceError> {
+    let (mut found, mut tally) = (None, Tally::default());
+    each(dir, |record| {
+        if record.id == id && tally.take(record) {
+            found.get_or_insert_with(Transcript::default).push(record);
+        }
+    })?;
+    Ok(found)
+}
+
+/// What is left of a recording that nobody ended.
+#[derive(Default)]
+pub struct Ending {
+    /// What its frames come to.
+    pub tally: Tally,
+    /// The answer's head, as it was recorded.
+    pub head: Vec<u8>,
+    /// When its last frame came, in milliseconds from its beginning.
+    pub at_ms: u32,
+}
+
+/// Clocks of files and of the log may differ by this.
+const SLACK: Duration = Duration::from_hours(1);
+
+/// What is left of some recordings, the oldest of which began at `since`. The segments that were read are synced: an entry
+/// will rest on them.
+pub fn ends(
     dir: &EvidenceDir,
-    ids: &[RecordingId],
-) -> Result<HashMap<RecordingId, (Transcript, Tally)>, EvidenceError> {
-    let mut found: HashMap<RecordingId, (Transcript, Tally)> = HashMap::new();
+    ids: &HashSet<RecordingId>,
+    since: Timestamp,
+) -> Result<HashMap<RecordingId, Ending>, EvidenceError> {
+    let mut found: HashMap<RecordingId, Ending> = HashMap::new();
     if ids.is_empty() {
         return Ok(found);
     }
-    each(dir, |record| {
-        if ids.contains(&record.id) {
-            let (transcript, tally) = found.entry(record.id).or_default();
-            if tally.take(record) {
-                transcript.push(record);
+    let oldest = UNIX_EPOCH + Duration::from_secs(since.unix()).saturating_sub(SLACK);
+    let recent = |path: &PathBuf| fs::metadata(path).and_then(|m| m.modified()).is_ok_and(|at| at >= oldest);
+    for path in list(dir)?.into_iter().filter(recent) {
+        let bytes = fs::read(&path).map_err(EvidenceError::io("read", &path))?;
+        for record in records(&bytes).filter(|r| ids.contains(&r.id)) {
+            let ending = found.entry(record.id).or_default();
+            if ending.tally.take(&record) {
+                ending.at_ms = record.at_ms;
+                if record.kind == FrameKind::ResponseHead {
+                    ending.head = record.payload.to_vec();
+                }
             }
         }
-    })?;
+        fs::File::open(&path).and_then(|file| file.sync_all()).map_err(EvidenceError::io("sync", &path))?;
+    }
+    sync_dir(&dir.recordings()).map_err(EvidenceError::io("sync", &dir.recordings()))?;
     Ok(found)
 }

@@ -137,7 +137,8 @@ fn open_vkey(dir: &EvidenceDir, trust_domain: &str, key: &Ed25519KeyPair) -> Res
     Ok(vkey)
 }
 
-/// Reads the tree back: whole bundles first, then the stage. It must lead to the published checkpoint.
+/// Reads the tree back: what is staged counts, and before it what the bundles hold. It must lead to the published
+/// checkpoint. All that was read is synced then, and what a crash kept from the tiles is written.
 fn recover(
     dir: &EvidenceDir,
     vkey: &Vkey,
@@ -152,22 +153,31 @@ fn recover(
     } else {
         Checkpoint { origin: vkey.name().to_owned(), size: 0, root: crate::domain::digest::Sha256::of(b"") }
     };
-    for bundle in 0..published.size.div_ceil(WIDTH) {
-        let Ok(entries) = reader.bundle(bundle, published.size) else { break };
-        for entry in entries {
-            open.see(&entry);
-            tiles.push(&StagedEntry { index: tiles.size(), entry, openings: BTreeMap::new() }, false)?;
-        }
-    }
+    let mut staged: BTreeMap<u64, StagedEntry> = staged.into_iter().map(|e| (e.index, e)).collect();
+    let (mut bundle, mut known) = ((u64::MAX, Vec::new()), (u64::MAX, BTreeMap::new()));
     check_root(&tiles, &published).map_err(damaged)?;
-    for entry in staged {
-        if entry.index != tiles.size() {
-            continue;
-        }
-        let known = reader.openings(entry.index / WIDTH).contains_key(&entry.index);
-        let openings = if known { BTreeMap::new() } else { entry.openings };
-        open.see(&entry.entry);
-        tiles.push(&StagedEntry { openings, ..entry }, true)?;
+    loop {
+        let index = tiles.size();
+        let of = index / WIDTH;
+        let next = if let Some(entry) = staged.remove(&index) {
+            if known.0 != of {
+                known = (of, reader.openings(of));
+                tiles.rests_on_openings(of);
+            }
+            let openings = if known.1.contains_key(&index) { BTreeMap::new() } else { entry.openings };
+            StagedEntry { openings, ..entry }
+        } else if index < published.size {
+            if bundle.0 != of {
+                bundle = (of, reader.most_of_bundle(of));
+            }
+            let at = usize::try_from(index % WIDTH).unwrap_or(usize::MAX);
+            let Some(entry) = bundle.1.get_mut(at).map(std::mem::take) else { break };
+            StagedEntry { index, entry, openings: BTreeMap::new() }
+        } else {
+            break;
+        };
+        open.see(&next.entry);
+        tiles.push(&next)?;
         check_root(&tiles, &published).map_err(damaged)?;
     }
     if tiles.size() < published.size {
@@ -177,6 +187,8 @@ fn recover(
             tiles.size()
         )));
     }
+    tiles.write_partial()?;
+    tiles.sync();
     Ok(tiles)
 }
 
@@ -425,6 +437,25 @@ mod tests {
         }
     }
 
+    /// What a power cut may take: every form of a bundle but the oldest that holds what is staged no more.
+    fn lose_what_is_not_synced(dir: &EvidenceDir) {
+        let staged = Stage::open(&dir.stage()).expect("opens").1;
+        let Some(first) = staged.first().map(|e| e.index).filter(|first| *first > 0) else { return };
+        let last = (first - 1) / WIDTH;
+        let needed = usize::try_from((first - 1) % WIDTH + 1).expect("small");
+        let full = dir.root().join(crate::protocol::tile::entries_path(last, WIDTH));
+        let partial = std::fs::read_dir(crate::evidence::tiles::partial_dir(&full)).into_iter().flatten();
+        let forms = partial.map(|e| e.expect("reads").path()).chain([full]).filter(|p| p.exists());
+        let count = |path: &std::path::PathBuf| {
+            crate::protocol::tile::split_entries(&std::fs::read(path).expect("reads")).map_or(0, |e| e.len())
+        };
+        let mut forms: Vec<_> = forms.map(|path| (count(&path), path)).filter(|(n, _)| *n >= needed).collect();
+        forms.sort();
+        for (_, path) in forms.iter().skip(1) {
+            std::fs::write(path, b"").expect("writes");
+        }
+    }
+
     fn open(dir: &Path) -> Sequencer {
         std::fs::create_dir_all(dir.join("keys")).expect("creates");
         Sequencer::open(dir, "example.org", Arc::new(SystemClock)).expect("opens")
@@ -448,6 +479,7 @@ mod tests {
             if n % 100 == 99 || (before && !rotated) {
                 let crashed = copies.path().join(n.to_string());
                 copy(dir.path(), &crashed);
+                lose_what_is_not_synced(&EvidenceDir::of_data_dir(&crashed));
                 let again = open(&crashed);
                 assert_eq!(again.append(entry()).await.expect("appends"), n + 1);
                 again.close();

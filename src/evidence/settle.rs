@@ -1,31 +1,31 @@
 //! What a crash left: an exchange that was admitted and never ended gets its end, with what its recording still holds.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 
 use crate::domain::digest::Sha256;
 use crate::domain::leaf::{Admission, Completion, Event, Leaf, Staged};
-use crate::domain::recording::FrameKind;
 use crate::domain::time::Timestamp;
 use crate::evidence::EvidenceError;
 use crate::evidence::files::EvidenceDir;
-use crate::evidence::segments;
-use crate::protocol::transcript::{Head, RecordingId, Tally, Transcript};
+use crate::evidence::segments::{self, Ending};
+use crate::protocol::transcript::{Head, RecordingId};
 
 /// How such an exchange ended.
 pub const CRASH: &str = "crash";
 
 /// Admissions without a completion, found entry by entry.
 #[derive(Default)]
-pub struct OpenExchanges(BTreeMap<String, Admission>);
+pub struct OpenExchanges(BTreeMap<String, (Admission, Timestamp)>);
 
 impl OpenExchanges {
     /// Takes the next entry of the log.
     pub fn see(&mut self, entry: &[u8]) {
-        match serde_json::from_slice(entry).map(|leaf: Leaf| leaf.event) {
-            Ok(Event::Admission(admission)) => {
-                self.0.insert(admission.request_id.clone(), admission);
+        let Ok(leaf) = serde_json::from_slice::<Leaf>(entry) else { return };
+        match leaf.event {
+            Event::Admission(admission) => {
+                self.0.insert(admission.request_id.clone(), (admission, leaf.time));
             }
-            Ok(Event::Completion(completion)) => {
+            Event::Completion(completion) => {
                 self.0.remove(&completion.request_id);
             }
             _ => {}
@@ -36,19 +36,19 @@ impl OpenExchanges {
     /// what the mask did is not known any more: those counts are zero.
     pub fn settle(self, dir: &EvidenceDir, now: Timestamp) -> Result<Vec<Staged>, EvidenceError> {
         let id = |a: &Admission| RecordingId::parse(&a.request_id).filter(|_| a.recorded);
-        let ids: Vec<RecordingId> = self.0.values().filter_map(id).collect();
-        let mut found = segments::transcripts(dir, &ids)?;
-        let closed = self.0.values().map(|a| close(a, id(a).and_then(|id| found.remove(&id)), now));
+        let ids: HashSet<RecordingId> = self.0.values().filter_map(|(a, _)| id(a)).collect();
+        let since = self.0.values().map(|(_, time)| *time).min().unwrap_or(now);
+        let mut found = segments::ends(dir, &ids, since)?;
+        let closed = self.0.values().map(|(a, _)| close(a, id(a).and_then(|id| found.remove(&id)), now));
         Ok(closed.collect())
     }
 }
 
-fn close(admission: &Admission, recorded: Option<(Transcript, Tally)>, now: Timestamp) -> Staged {
-    let (transcript, tally) = recorded.unzip();
-    let frames = transcript.as_ref().map(|t| t.frames.as_slice()).unwrap_or_default();
-    let head = frames.iter().find(|f| f.kind == FrameKind::ResponseHead);
-    let head = head.and_then(|f| serde_json::from_slice::<Head>(&f.payload).ok());
-    let (response_sha256, response_bytes) = tally.as_ref().unwrap_or(&Tally::default()).response();
+fn close(admission: &Admission, recorded: Option<Ending>, now: Timestamp) -> Staged {
+    let recorded_sha256 = recorded.as_ref().map(|r| r.tally.digest());
+    let Ending { tally, head, at_ms } = recorded.unwrap_or_default();
+    let head = serde_json::from_slice::<Head>(&head).ok();
+    let (response_sha256, response_bytes) = tally.response();
     let completion = Completion {
         request_id: admission.request_id.clone(),
         spiffe_id: admission.spiffe_id.clone(),
@@ -59,9 +59,9 @@ fn close(admission: &Admission, recorded: Option<(Transcript, Tally)>, now: Time
         response_sha256,
         upstream_bytes: 0,
         masked: BTreeMap::new(),
-        recording_sha256: tally.as_ref().map(Tally::digest),
+        recording_sha256: recorded_sha256,
         ended: CRASH.to_owned(),
-        duration_ms: frames.last().map_or(0, |f| u64::from(f.at_ms)),
+        duration_ms: u64::from(at_ms),
     };
     Staged::plain(now, Event::Completion(completion))
 }

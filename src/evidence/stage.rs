@@ -37,6 +37,10 @@ impl Stage {
         let (now, whole) = decode(&bytes);
         file.set_len(whole as u64).map_err(io("cut"))?;
         file.seek(SeekFrom::End(0)).map_err(io("read"))?;
+        // What a killed process had written, or renamed, was perhaps not synced yet, and a checkpoint will rest on it.
+        if let Err(error) = file.sync_all().and_then(|()| path.parent().map_or(Ok(()), sync_dir)) {
+            sync_failed(&error, path);
+        }
         let before = match std::fs::read(before(path)) {
             Ok(bytes) => decode(&bytes).0,
             Err(e) if e.kind() == std::io::ErrorKind::NotFound => Vec::new(),
@@ -49,8 +53,15 @@ impl Stage {
     /// Begins a new file. The one so far is kept beside it until [`forget`] is called for it.
     pub fn rotate(&mut self) -> Result<(), EvidenceError> {
         let io = |doing| EvidenceError::io(doing, &self.path);
+        // All that may fail for want of space comes first: half a rotation would be none.
+        let next = self.path.with_extension("next.log");
+        let file = create(&next).and_then(|file| file.set_len(0).map(|()| file)).map_err(io("open"))?;
         std::fs::rename(&self.path, before(&self.path)).map_err(io("rename"))?;
-        self.file = create(&self.path).map_err(io("open"))?;
+        if let Err(cause) = std::fs::rename(&next, &self.path) {
+            let _ = std::fs::rename(before(&self.path), &self.path);
+            return Err(io("rename")(cause));
+        }
+        self.file = file;
         self.length = 0;
         // Both names, before an entry rests on them.
         if let Err(error) = self.path.parent().map_or(Ok(()), sync_dir) {

@@ -23,7 +23,7 @@ pub struct TileWriter {
     /// By tile level: the hashes of its last, partial tile.
     partial: BTreeMap<u32, Vec<Sha256>>,
     openings: Vec<(u64, String)>,
-    unsynced: Vec<PathBuf>,
+    unsynced: BTreeSet<PathBuf>,
     /// Partial tiles of the last checkpoints, newest last: a reader may still follow the one before.
     generations: VecDeque<Vec<PathBuf>>,
     /// Partial tiles that are synced: entries may be nowhere else, until what replaces these is synced, too.
@@ -41,7 +41,7 @@ impl TileWriter {
             bundle: Vec::new(),
             partial: BTreeMap::new(),
             openings: Vec::new(),
-            unsynced: Vec::new(),
+            unsynced: BTreeSet::new(),
             generations: VecDeque::new(),
             synced: Vec::new(),
             completed: Vec::new(),
@@ -58,8 +58,8 @@ impl TileWriter {
         self.frontier.root()
     }
 
-    /// Takes an entry into the tree; `write` is false for entries whose tiles are on disk already.
-    pub fn push(&mut self, staged: &StagedEntry, write: bool) -> Result<(), EvidenceError> {
+    /// Takes an entry into the tree. A tile that is on disk as it should be is not written again, but synced.
+    pub fn push(&mut self, staged: &StagedEntry) -> Result<(), EvidenceError> {
         let mut complete = Vec::new();
         self.frontier.push(leaf_hash(&staged.entry), |level, index, hash| complete.push((level, index, hash)));
         push_entry(&mut self.bundle, &staged.entry);
@@ -69,28 +69,24 @@ impl TileWriter {
         }
         for (level, index, hash) in complete {
             if level % HASH_LEVELS_PER_TILE == 0 {
-                self.tile_hash(level / HASH_LEVELS_PER_TILE, index, hash, write)?;
+                self.tile_hash(level / HASH_LEVELS_PER_TILE, index, hash)?;
             }
         }
         if self.size().is_multiple_of(WIDTH) {
             let bundle = std::mem::take(&mut self.bundle);
-            if write {
-                let path = self.write(&entries_path(self.size() / WIDTH - 1, WIDTH), &bundle)?;
-                self.completed.push(partial_dir(&path));
-            }
+            let path = self.write(&entries_path(self.size() / WIDTH - 1, WIDTH), &bundle)?;
+            self.completed.push(partial_dir(&path));
         }
         Ok(())
     }
 
-    fn tile_hash(&mut self, level: u32, index: u64, hash: Sha256, write: bool) -> Result<(), EvidenceError> {
+    fn tile_hash(&mut self, level: u32, index: u64, hash: Sha256) -> Result<(), EvidenceError> {
         let tile = self.partial.entry(level).or_default();
         tile.push(hash);
         if tile.len() as u64 == WIDTH {
             let bytes: Vec<u8> = flattened(&std::mem::take(tile));
-            if write {
-                let path = self.write(&hash_path(level, index / WIDTH, WIDTH), &bytes)?;
-                self.completed.push(partial_dir(&path));
-            }
+            let path = self.write(&hash_path(level, index / WIDTH, WIDTH), &bytes)?;
+            self.completed.push(partial_dir(&path));
         }
         Ok(())
     }
@@ -113,7 +109,10 @@ impl TileWriter {
             let complete = size >> (HASH_LEVELS_PER_TILE * level);
             written.push(self.write(&hash_path(level, complete / WIDTH, complete % WIDTH), &bytes)?);
         }
-        self.generations.push_back(written);
+        // A publication that is tried again writes the same.
+        if self.generations.back() != Some(&written) {
+            self.generations.push_back(written);
+        }
         self.write_openings()
     }
 
@@ -126,7 +125,7 @@ impl TileWriter {
                 |path: &PathBuf| self.synced.contains(path) || self.generations.iter().any(|g| g.contains(path));
             for path in old.into_iter().filter(|p| !needed(p)) {
                 let _ = fs::remove_file(&path);
-                self.unsynced.retain(|p| *p != path);
+                self.unsynced.remove(&path);
             }
         }
         let rests = |dir: &PathBuf| self.synced.iter().any(|p| p.starts_with(dir));
@@ -147,7 +146,7 @@ impl TileWriter {
             let path = self.dir.openings(bundle);
             append_lines(&path, &lines).map_err(EvidenceError::io("write", &path))?;
             self.openings.retain(|(b, _)| *b != bundle);
-            self.unsynced.push(path);
+            self.unsynced.insert(path);
         }
         Ok(())
     }
@@ -165,13 +164,21 @@ impl TileWriter {
             fs::rename(&beside, &path)
         };
         write().map_err(EvidenceError::io("write", &path))?;
-        self.unsynced.push(path.clone());
+        self.unsynced.insert(path.clone());
         Ok(path)
+    }
+
+    /// What is on disk of a bundle's openings is synced the next time, whoever wrote it.
+    pub fn rests_on_openings(&mut self, bundle: u64) {
+        let path = self.dir.openings(bundle);
+        if path.exists() {
+            self.unsynced.insert(path);
+        }
     }
 
     /// Syncs everything written, files and directories, so that the stage before may be forgotten.
     pub fn sync(&mut self) {
-        let paths: BTreeSet<PathBuf> = std::mem::take(&mut self.unsynced).into_iter().collect();
+        let paths = std::mem::take(&mut self.unsynced);
         let mut dirs = BTreeSet::new();
         for path in &paths {
             if let Err(error) = File::open(path).and_then(|file| file.sync_all()) {

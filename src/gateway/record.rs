@@ -323,9 +323,11 @@ impl Exchange {
     /// A piece of the response is about to go to the client.
     pub fn response_chunk(&self, chunk: &[u8]) -> Result<(), Unavailable> {
         let mut inner = self.lock();
+        // Recorded first: what is not does not pass, and so does not count.
+        inner.frame(FrameKind::ResponseBody, chunk)?;
         inner.response.0 += chunk.len() as u64;
         inner.response.1.update(chunk);
-        inner.frame(FrameKind::ResponseBody, chunk)
+        Ok(())
     }
 
     /// Adds to what has been masked.

@@ -43,14 +43,7 @@ impl Fetcher {
 
     /// A fetcher that trusts the certificates of a PEM file, or those of the system.
     pub fn web(ca_file: Option<&Path>) -> Result<Self, FetchError> {
-        let failed = |what: &Path, cause: String| FetchError { url: what.display().to_string(), cause };
-        let roots: Vec<Vec<u8>> = match ca_file {
-            Some(file) => certificates(file).map_err(|e| failed(file, e))?,
-            None => rustls_native_certs::load_native_certs().certs.into_iter().map(|c| c.to_vec()).collect(),
-        };
-        let tls = tls::web_client(&roots)
-            .map_err(|e| failed(ca_file.unwrap_or(Path::new("the system's roots")), e.to_string()))?;
-        Ok(Self::new(tls))
+        Ok(Self::new(web_roots(ca_file)?))
     }
 
     /// The body of a successful answer to a GET.
@@ -99,6 +92,22 @@ impl Fetcher {
     }
 }
 
+/// TLS towards servers whose certificates lead to those of a PEM file, or of the system.
+pub fn web_roots(ca_file: Option<&Path>) -> Result<ClientConfig, FetchError> {
+    let failed = |what: &Path, cause: String| FetchError { url: what.display().to_string(), cause };
+    let roots: Vec<Vec<u8>> = match ca_file {
+        Some(file) => certificates(file).map_err(|e| failed(file, e))?,
+        None => rustls_native_certs::load_native_certs().certs.into_iter().map(|c| c.to_vec()).collect(),
+    };
+    tls::web_client(&roots).map_err(|e| failed(ca_file.unwrap_or(Path::new("the system's roots")), e.to_string()))
+}
+
+/// A pooled client that speaks to http:// URLs as well.
+pub fn any_client(tls: ClientConfig) -> Client<HttpsConnector<HttpConnector>, AnyBody> {
+    let https = HttpsConnectorBuilder::new().with_tls_config(tls).https_or_http().enable_http1().enable_http2();
+    Client::builder(TokioExecutor::new()).build(https.wrap_connector(dialler()))
+}
+
 /// A pooled client for HTTP/1.1 and HTTP/2 over one TLS configuration.
 pub fn https_client(tls: ClientConfig) -> Client<HttpsConnector<HttpConnector>, AnyBody> {
     let https = HttpsConnectorBuilder::new().with_tls_config(tls).https_only().enable_http1().enable_http2();
@@ -131,6 +140,7 @@ pub fn pem_certificates(text: &str) -> Option<Vec<Vec<u8>>> {
     (!certs.is_empty()).then(|| certs.into_iter().map(|c| c.to_vec()).collect())
 }
 
-fn innermost(error: &dyn std::error::Error) -> String {
+/// The cause behind all others.
+pub fn innermost(error: &dyn std::error::Error) -> String {
     error.source().map_or_else(|| error.to_string(), innermost)
 }

@@ -8,11 +8,10 @@ use serde::{Deserialize, Serialize};
 use crate::domain::digest::{Hasher, Sha256};
 use crate::domain::recording::FrameKind;
 
-/// First bytes of every segment, for people: frames are found by their own mark.
-pub const MAGIC: &[u8] = b"popgate-recordings-2\n";
-/// First bytes of every frame, by which the next one is found behind a damaged one.
-const MARK: [u8; 4] = [0xf0, b'p', b'g', b'r'];
-const HEADER: usize = MARK.len() + 16 + 4 + 1 + 4 + 4;
+/// First bytes of every segment.
+const MAGIC: &[u8] = b"popgate-recordings-2\n";
+const HEADER: usize = MARK + 16 + 4 + 1 + 4 + 4;
+const MARK: usize = 12;
 /// Longest payload of one frame; longer chunks are cut.
 pub const MAX_PAYLOAD: usize = 1 << 20;
 
@@ -35,6 +34,29 @@ impl RecordingId {
         let mut id = [0; 16];
         hex::decode_to_slice(request_id, &mut id).ok()?;
         Some(Self(id))
+    }
+}
+
+/// First bytes of every frame of a segment, by which the next one is found behind a damaged one. Drawn at random and known
+/// to no client: what a body holds is never taken for a frame.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub struct Mark(pub [u8; MARK]);
+
+impl Mark {
+    /// What a segment with this mark begins with.
+    pub fn head(self) -> Vec<u8> {
+        [MAGIC, &self.0].concat()
+    }
+
+    /// A segment's mark: in its head, and again in its first frame, if one of them is damaged.
+    fn of(segment: &[u8]) -> Option<Self> {
+        let at = |from: usize| segment.get(from..from + MARK)?.try_into().ok().map(Self);
+        let (first, second) = (at(MAGIC.len())?, at(MAGIC.len() + MARK));
+        let frames = |mark: Self| from_mark(segment, mark).count();
+        match second {
+            Some(second) if second != first && frames(second) > frames(first) => Some(second),
+            _ => Some(first),
+        }
     }
 }
 
@@ -67,9 +89,9 @@ pub struct Record<'a> {
 }
 
 /// Encodes one frame: mark, id, place, kind, time, length, payload, CRC-32 over all of it.
-pub fn encode(id: RecordingId, place: u32, kind: FrameKind, at_ms: u32, payload: &[u8]) -> Vec<u8> {
+pub fn encode(mark: Mark, id: RecordingId, place: u32, kind: FrameKind, at_ms: u32, payload: &[u8]) -> Vec<u8> {
     let mut out = Vec::with_capacity(HEADER + payload.len() + 4);
-    out.extend(MARK);
+    out.extend(mark.0);
     out.extend(id.0);
     out.extend(place.to_be_bytes());
     out.push(kind as u8);
@@ -83,10 +105,15 @@ pub fn encode(id: RecordingId, place: u32, kind: FrameKind, at_ms: u32, payload:
 
 /// The whole frames of a segment, in order.
 pub fn records(segment: &[u8]) -> impl Iterator<Item = Record<'_>> {
-    let mut rest = segment;
+    Mark::of(segment).into_iter().flat_map(move |mark| from_mark(segment, mark))
+}
+
+fn from_mark(segment: &[u8], mark: Mark) -> impl Iterator<Item = Record<'_>> {
+    let mut rest = segment.get(MAGIC.len() + MARK..).unwrap_or_default();
+    let finder = memchr::memmem::Finder::new(&mark.0).into_owned();
     std::iter::from_fn(move || {
         loop {
-            rest = &rest[memchr::memmem::find(rest, &MARK)?..];
+            rest = &rest[finder.find(rest)?..];
             if let Some(record) = record(rest) {
                 rest = &rest[record.bytes.len()..];
                 return Some(record);
@@ -99,14 +126,14 @@ pub fn records(segment: &[u8]) -> impl Iterator<Item = Record<'_>> {
 fn record(bytes: &[u8]) -> Option<Record<'_>> {
     let header = bytes.get(..HEADER)?;
     let word = |at: usize| u32::from_be_bytes([header[at], header[at + 1], header[at + 2], header[at + 3]]);
-    let length = usize::try_from(word(29)).ok().filter(|l| *l <= MAX_PAYLOAD)?;
+    let length = usize::try_from(word(MARK + 25)).ok().filter(|l| *l <= MAX_PAYLOAD)?;
     let end = HEADER + length;
     let checksum = bytes.get(end..end + 4)?;
     if crc32fast::hash(&bytes[..end]).to_be_bytes() != checksum {
         return None;
     }
-    let id = RecordingId(header[4..20].try_into().ok()?);
-    let (place, kind, at_ms) = (word(20), FrameKind::from_byte(header[24])?, word(25));
+    let id = RecordingId(header[MARK..MARK + 16].try_into().ok()?);
+    let (place, kind, at_ms) = (word(MARK + 16), FrameKind::from_byte(header[MARK + 20])?, word(MARK + 21));
     Some(Record { id, place, kind, at_ms, payload: &bytes[HEADER..end], bytes: &bytes[..end + 4] })
 }
 
@@ -176,17 +203,18 @@ impl Transcript {
 mod tests {
     use super::*;
 
+    const KEY: Mark = Mark(*b"twelve bytes");
     const ONE: RecordingId = RecordingId([1; 16]);
     const TWO: RecordingId = RecordingId([2; 16]);
 
     /// Two recordings of three frames each, interleaved.
     fn segment() -> Vec<u8> {
-        let mut bytes = MAGIC.to_vec();
+        let mut bytes = KEY.head();
         for (place, kind, payload) in
             [(0, FrameKind::RequestHead, "{}"), (1, FrameKind::ResponseBody, "hello"), (2, FrameKind::End, "complete")]
         {
             for id in [ONE, TWO] {
-                bytes.extend(encode(id, place, kind, place, payload.as_bytes()));
+                bytes.extend(encode(KEY, id, place, kind, place, payload.as_bytes()));
             }
         }
         bytes
@@ -214,10 +242,11 @@ mod tests {
     #[test]
     fn cut_at_every_offset_only_whole_frames_are_read() {
         let bytes = segment();
-        for cut in MAGIC.len()..bytes.len() {
+        for cut in 0..bytes.len() {
             let read: Vec<Record<'_>> = records(&bytes[..cut]).collect();
             assert!(
-                read.len() < 6 && read.iter().all(|r| r.bytes == encode(r.id, r.place, r.kind, r.at_ms, r.payload))
+                read.len() < 6
+                    && read.iter().all(|r| r.bytes == encode(KEY, r.id, r.place, r.kind, r.at_ms, r.payload))
             );
         }
     }
@@ -226,7 +255,7 @@ mod tests {
     fn a_flipped_bit_breaks_one_recording_and_no_other() {
         let bytes = segment();
         let whole = [ONE, TWO].map(|id| counted(&bytes, id).1.digest());
-        for at in MAGIC.len()..bytes.len() {
+        for at in KEY.head().len()..bytes.len() {
             let mut flipped = bytes.clone();
             flipped[at] ^= 1;
             let now = [ONE, TWO].map(|id| counted(&flipped, id).1.digest());
@@ -235,12 +264,32 @@ mod tests {
     }
 
     #[test]
+    fn a_damaged_head_costs_nothing() {
+        let bytes = segment();
+        for at in 0..KEY.head().len() {
+            let mut flipped = bytes.clone();
+            flipped[at] ^= 1;
+            assert_eq!(records(&flipped).count(), 6, "offset {at}");
+        }
+    }
+
+    #[test]
+    fn a_body_that_looks_like_frames_holds_none() {
+        let forged = encode(Mark([7; 12]), ONE, 1, FrameKind::End, 9, b"complete");
+        let mut bytes = KEY.head();
+        let real = encode(KEY, ONE, 0, FrameKind::ResponseBody, 1, &forged.repeat(9));
+        bytes.extend(&real[..real.len() - 5]);
+        assert_eq!(records(&bytes).count(), 0, "a torn frame is not looked into");
+    }
+
+    #[test]
     fn what_is_removed_or_added_counts() {
         let bytes = segment();
         let first = records(&bytes).next().expect("one").bytes.len();
-        let without = [MAGIC, &bytes[MAGIC.len() + first..]].concat();
+        let head = KEY.head().len();
+        let without = [&bytes[..head], &bytes[head + first..]].concat();
         assert_eq!(counted(&without, ONE).0.frames, [], "nothing counts behind a gap");
-        let more = [&bytes[..], &encode(ONE, 3, FrameKind::ResponseBody, 9, b"more")].concat();
+        let more = [&bytes[..], &encode(KEY, ONE, 3, FrameKind::ResponseBody, 9, b"more")].concat();
         assert_ne!(counted(&more, ONE).1.digest(), counted(&bytes, ONE).1.digest());
     }
 }

@@ -6,6 +6,7 @@ pub mod evaluate;
 pub mod events;
 pub mod facades;
 pub mod mcp;
+pub mod model;
 pub mod number;
 pub mod propose;
 pub mod run;

@@ -1,12 +1,17 @@
 //! One run: its search, its tree for people, its events.
 
+use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, Mutex, PoisonError};
 
+use futures_util::{StreamExt as _, TryStreamExt as _, stream};
 use serde::Deserialize;
 use serde_json::{Map, Value, json};
 
 use crate::tot::evaluate;
 use crate::tot::events::EventLog;
+use crate::tot::model::{Model, ModelError, Spent};
+use crate::tot::number::Rational;
+use crate::tot::propose::{State, Thought, propose};
 use crate::tot::search::Search;
 use crate::tot::value::Valuer;
 
@@ -27,14 +32,54 @@ pub struct RunForm {
 #[serde(deny_unknown_fields, default)]
 struct Params {
     b: usize,
-    value: Valuer,
+    /// The deepest that is searched.
+    steps: usize,
+    proposer: Proposer,
+    value: RunValuer,
+    /// What a model is given to repeat itself by.
+    seed: Option<u64>,
     start: bool,
 }
 
 impl Default for Params {
     fn default() -> Self {
-        Self { b: 5, value: Valuer::Heuristic, start: true }
+        let (proposer, value) = (Proposer::Exhaustive, RunValuer::Heuristic);
+        Self { b: 5, steps: 3, proposer, value, seed: None, start: true }
     }
+}
+
+/// Questions to a model that are open at once.
+const AT_ONCE: usize = 4;
+
+/// Who thinks of what follows.
+#[derive(Clone, Copy, Debug, Eq, PartialEq, Deserialize)]
+#[serde(rename_all = "snake_case")]
+enum Proposer {
+    /// Everything that does.
+    Exhaustive,
+    /// What the engine's model says, as far as it holds.
+    Model,
+}
+
+/// Who says what a thought is worth.
+#[derive(Clone, Copy, Debug, Eq, PartialEq, Deserialize)]
+#[serde(rename_all = "snake_case")]
+enum RunValuer {
+    Exact,
+    Heuristic,
+    /// The engine's model, in three samples.
+    Model,
+}
+
+/// A model with the words that it is asked in.
+#[derive(Clone)]
+pub struct Asked {
+    /// The model.
+    pub model: Arc<Model>,
+    /// For what follows from a state.
+    pub propose: String,
+    /// For what a state is worth.
+    pub value: String,
 }
 
 /// Why a run cannot do what is asked.
@@ -44,6 +89,8 @@ pub enum RunError {
     Input(String),
     #[error("there is no node {0}")]
     NoNode(String),
+    #[error(transparent)]
+    Model(#[from] ModelError),
     #[error("the run has version {have}, and the request is for version {want}; read it again")]
     Version { have: u64, want: u64 },
 }
@@ -56,6 +103,14 @@ pub struct Run {
     context: Map<String, Value>,
     /// Whether it began by itself.
     pub started: bool,
+    proposer: Proposer,
+    valuer: RunValuer,
+    seed: Option<u64>,
+    /// None where neither is a model.
+    asked: Option<Asked>,
+    spent: Spent,
+    /// One step at a time: a model takes its time, and the run is shown meanwhile.
+    stepping: tokio::sync::Mutex<()>,
     state: Mutex<Progress>,
     /// What it tells.
     pub events: Arc<EventLog>,
@@ -65,6 +120,10 @@ struct Progress {
     search: Search,
     version: u64,
     done: bool,
+    /// What ended it before its end.
+    failed: Option<String>,
+    /// What the model has said of states.
+    values: HashMap<Vec<Rational>, f64>,
 }
 
 impl Progress {
@@ -83,7 +142,7 @@ impl Progress {
 
 impl Run {
     /// Checks the form and makes a run that has not begun.
-    pub fn new(id: String, form: RunForm) -> Result<Self, RunError> {
+    pub fn new(id: String, form: RunForm, asked: Option<Asked>) -> Result<Self, RunError> {
         let bad = |what: &str| Err(RunError::Input(what.to_owned()));
         if form.task != "game_of_24" {
             return bad("task is not one of: game_of_24");
@@ -94,13 +153,29 @@ impl Run {
         if !(1..=200).contains(&form.params.b) {
             return bad("params.b is from 1 to 200");
         }
-        let search = Search::new(&form.input, form.params.b, form.params.value);
+        let Params { b, steps, proposer, value: valuer, seed, start } = form.params;
+        if !(1..=3).contains(&steps) {
+            return bad("params.steps is from 1 to 3: each takes one number away");
+        }
+        let modelled = proposer == Proposer::Model || valuer == RunValuer::Model;
+        if modelled && asked.is_none() {
+            return bad("this engine has no model: start it with --model-url and --model");
+        }
+        // What a model does not value itself, at the end of each line, is plain.
+        let own = if valuer == RunValuer::Exact { Valuer::Exact } else { Valuer::Heuristic };
+        let search = Search::within(&form.input, b, steps, own);
         Ok(Self {
             id,
             input: form.input,
             context: form.context,
-            started: form.params.start,
-            state: Mutex::new(Progress { search, version: 1, done: false }),
+            started: start,
+            proposer,
+            valuer,
+            seed,
+            asked: asked.filter(|_| modelled),
+            spent: Spent::default(),
+            stepping: tokio::sync::Mutex::default(),
+            state: Mutex::new(Progress { search, version: 1, done: false, failed: None, values: HashMap::new() }),
             events: Arc::default(),
         })
     }
@@ -110,14 +185,68 @@ impl Run {
     }
 
     /// One step of the search and its events; true once it is over.
-    pub fn step(&self) -> bool {
-        let mut progress = self.lock();
-        if progress.done {
+    pub async fn step(&self) -> bool {
+        let _one = self.stepping.lock().await;
+        if self.lock().done {
             return true;
         }
-        let new = progress.search.step();
+        match self.think().await {
+            Ok(new) => self.tell(&new),
+            Err(error) => {
+                let mut progress = self.lock();
+                progress.done = true;
+                progress.failed = Some(error.to_string());
+                self.events.push("error", &json!({"detail": error.to_string()}));
+                self.events.push("done", &json!({"version": progress.version}));
+                self.events.end();
+            }
+        }
+        self.lock().done
+    }
+
+    /// The new nodes of one step.
+    async fn think(&self) -> Result<Vec<usize>, ModelError> {
+        if self.asked.is_none() {
+            return Ok(self.lock().search.step());
+        }
+        let frontier = self.lock().search.frontier();
+        let proposing =
+            frontier.into_iter().map(|(parent, state)| async move { Ok((parent, self.thoughts(&state).await?)) });
+        let proposed: Vec<(usize, Vec<Thought>)> = stream::iter(proposing).buffered(AT_ONCE).try_collect().await?;
+        let mut seen = HashSet::new();
+        let each = proposed.into_iter().flat_map(|(parent, thoughts)| thoughts.into_iter().map(move |t| (parent, t)));
+        let new: Vec<(usize, Thought)> = each.filter(|(_, t)| seen.insert(t.state.key())).collect();
+        let valuing = new.into_iter().map(|(parent, thought)| async move {
+            let value = self.worth(&thought.state).await?;
+            Ok((parent, thought, value))
+        });
+        let valued = stream::iter(valuing).buffered(AT_ONCE).try_collect().await?;
+        Ok(self.lock().search.adopt(valued))
+    }
+
+    async fn thoughts(&self, state: &State) -> Result<Vec<Thought>, ModelError> {
+        match (&self.asked, self.proposer) {
+            (Some(asked), Proposer::Model) => asked.model.propose(&asked.propose, state, self.seed, &self.spent).await,
+            _ => Ok(propose(state)),
+        }
+    }
+
+    /// What a state is worth. One number needs no opinion, and no opinion is asked for twice.
+    async fn worth(&self, state: &State) -> Result<f64, ModelError> {
+        let asked = self.asked.as_ref().filter(|_| self.valuer == RunValuer::Model && state.terms.len() > 1);
+        let Some(asked) = asked else { return Ok(self.lock().search.judge(state)) };
+        if let Some(known) = self.lock().values.get(&state.key()) {
+            return Ok(*known);
+        }
+        let value = asked.model.value(&asked.value, state, self.seed, &self.spent).await?;
+        self.lock().values.insert(state.key(), value);
+        Ok(value)
+    }
+
+    fn tell(&self, new: &[usize]) {
+        let mut progress = self.lock();
         progress.version += 1;
-        for n in &new {
+        for n in new {
             let node = &progress.search.nodes[*n];
             if node.kept {
                 self.events.push("thought", &json!({"node": name(*n), "parent": node.parent.map(name), "depth": node.depth, "text": node.text, "note": self.note()}));
@@ -133,7 +262,6 @@ impl Run {
             self.events.push("done", &json!({"version": progress.version}));
             self.events.end();
         }
-        progress.done
     }
 
     /// What a model would repeat of its context while thinking.
@@ -154,15 +282,27 @@ impl Run {
     /// The run, for its caller.
     pub fn view(&self) -> Value {
         let progress = self.lock();
-        json!({
+        let status = match (&progress.failed, progress.done) {
+            (Some(_), _) => "failed",
+            (None, true) => "done",
+            (None, false) => "running",
+        };
+        let mut view = json!({
             "id": self.id,
             "task": "game_of_24",
             "input": self.input,
-            "status": if progress.done { "done" } else { "running" },
+            "status": status,
             "version": progress.version,
             "nodes": progress.search.nodes.len(),
             "context": self.context,
-        })
+        });
+        if let Some(detail) = &progress.failed {
+            view["detail"] = detail.as_str().into();
+        }
+        if let Some(asked) = &self.asked {
+            view["model"] = asked.model.view(&self.spent);
+        }
+        view
     }
 
     /// The tree down to a depth.
@@ -193,10 +333,20 @@ impl Run {
     }
 
     /// Expands one node now, whatever the beam keeps.
-    pub fn expand(&self, node: &str) -> Result<Value, RunError> {
+    pub async fn expand(&self, node: &str) -> Result<Value, RunError> {
+        let (at, state) = {
+            let progress = self.lock();
+            let at = progress.find(node)?;
+            (at, progress.search.nodes[at].state.clone())
+        };
+        let mut valued = Vec::new();
+        for thought in self.thoughts(&state).await? {
+            let value = self.worth(&thought.state).await?;
+            valued.push((thought, value));
+        }
         let mut progress = self.lock();
-        let at = progress.find(node)?;
-        let new = progress.search.expand(at);
+        let new: Vec<usize> =
+            valued.into_iter().map(|(thought, value)| progress.search.add(at, thought, value)).collect();
         progress.version += 1;
         for n in &new {
             let thought = &progress.search.nodes[*n];
@@ -207,16 +357,20 @@ impl Run {
     }
 
     /// Values nodes anew.
-    pub fn evaluate(&self, nodes: &[String]) -> Result<Value, RunError> {
-        let mut progress = self.lock();
+    pub async fn evaluate(&self, nodes: &[String]) -> Result<Value, RunError> {
         let mut values = Vec::new();
         for node in nodes {
-            let at = progress.find(node)?;
-            let value = progress.search.value(at);
+            let (at, state) = {
+                let progress = self.lock();
+                let at = progress.find(node)?;
+                (at, progress.search.nodes[at].state.clone())
+            };
+            let value = self.worth(&state).await?;
+            self.lock().search.nodes[at].value = value;
             self.events.push("value", &json!({"node": node, "value": value}));
             values.push(json!({"node": node, "value": value}));
         }
-        Ok(json!({"id": self.id, "version": progress.version, "values": values}))
+        Ok(json!({"id": self.id, "version": self.lock().version, "values": values}))
     }
 
     /// The solution, checked once more from its text.

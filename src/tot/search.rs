@@ -1,7 +1,7 @@
 //! Breadth-first search with a beam: propose, value, keep the best b, ties in the order of the sorted states.
 
 use crate::tot::evaluate;
-use crate::tot::propose::{State, propose};
+use crate::tot::propose::{State, Thought, propose};
 use crate::tot::value::{Judge, SURE, Valuer};
 
 /// One node of the tree.
@@ -30,6 +30,7 @@ pub struct Search {
     frontier: Vec<usize>,
     input: Vec<i64>,
     beam: usize,
+    steps: usize,
     valuer: Valuer,
     judge: Judge,
 }
@@ -37,6 +38,11 @@ pub struct Search {
 impl Search {
     /// A search that has not begun.
     pub fn new(input: &[i64], beam: usize, valuer: Valuer) -> Self {
+        Self::within(input, beam, usize::MAX, valuer)
+    }
+
+    /// One that goes so many steps deep at most.
+    pub fn within(input: &[i64], beam: usize, steps: usize, valuer: Valuer) -> Self {
         let root = Node {
             parent: None,
             depth: 0,
@@ -46,61 +52,65 @@ impl Search {
             kept: true,
             pruned: false,
         };
-        Self { nodes: vec![root], frontier: vec![0], input: input.to_vec(), beam, valuer, judge: Judge::default() }
+        Self {
+            nodes: vec![root],
+            frontier: vec![0],
+            input: input.to_vec(),
+            beam,
+            steps,
+            valuer,
+            judge: Judge::default(),
+        }
     }
 
     /// Whether there is nothing left to expand.
     pub fn is_over(&self) -> bool {
-        self.frontier.iter().all(|n| self.nodes[*n].state.terms.len() <= 1)
+        self.frontier.iter().all(|n| self.is_leaf(*n))
+    }
+
+    /// The nodes that are expanded next.
+    pub fn frontier(&self) -> Vec<(usize, State)> {
+        let nodes = self.frontier.iter().filter(|n| !self.nodes[**n].pruned && !self.is_leaf(**n));
+        nodes.map(|n| (*n, self.nodes[*n].state.clone())).collect()
     }
 
     /// Expands the frontier by one step and gives the numbers of the new nodes.
     pub fn step(&mut self) -> Vec<usize> {
         let mut seen = std::collections::HashSet::new();
-        let mut new = Vec::new();
-        for parent in std::mem::take(&mut self.frontier) {
-            if self.nodes[parent].pruned {
-                continue;
-            }
-            for thought in propose(&self.nodes[parent].state) {
-                if seen.insert(thought.state.key()) {
-                    let value = self.judge.value(self.valuer, &thought.state);
-                    let depth = self.nodes[parent].depth + 1;
-                    new.push(self.nodes.len());
-                    self.nodes.push(Node {
-                        parent: Some(parent),
-                        depth,
-                        text: thought.text,
-                        state: thought.state,
-                        value,
-                        kept: false,
-                        pruned: false,
-                    });
-                }
+        let mut valued = Vec::new();
+        for (parent, state) in self.frontier() {
+            for thought in propose(&state).into_iter().filter(|t| seen.insert(t.state.key())) {
+                let value = self.judge.value(self.valuer, &thought.state);
+                valued.push((parent, thought, value));
             }
         }
+        self.adopt(valued)
+    }
+
+    /// Takes what was thought of the whole frontier, each state once, and keeps the best of it.
+    pub fn adopt(&mut self, valued: Vec<(usize, Thought, f64)>) -> Vec<usize> {
+        let new: Vec<usize> =
+            valued.into_iter().map(|(parent, thought, value)| self.add(parent, thought, value)).collect();
         self.keep_best(&new);
         new
     }
 
-    /// Every thought that follows from one node, as new nodes which the beam does not keep.
-    pub fn expand(&mut self, at: usize) -> Vec<usize> {
-        let mut new = Vec::new();
-        for thought in propose(&self.nodes[at].state) {
-            let value = self.judge.value(self.valuer, &thought.state);
-            let depth = self.nodes[at].depth + 1;
-            new.push(self.nodes.len());
-            let (text, state) = (thought.text, thought.state);
-            self.nodes.push(Node { parent: Some(at), depth, text, state, value, kept: false, pruned: false });
-        }
-        new
+    /// A new node, which the beam does not keep.
+    pub fn add(&mut self, parent: usize, thought: Thought, value: f64) -> usize {
+        let depth = self.nodes[parent].depth + 1;
+        let (text, state) = (thought.text, thought.state);
+        let pruned = self.nodes[parent].pruned;
+        self.nodes.push(Node { parent: Some(parent), depth, text, state, value, kept: false, pruned });
+        self.nodes.len() - 1
     }
 
-    /// Values a node anew.
-    pub fn value(&mut self, at: usize) -> f64 {
-        let value = self.judge.value(self.valuer, &self.nodes[at].state);
-        self.nodes[at].value = value;
-        value
+    /// What our own valuer says of a state.
+    pub fn judge(&mut self, state: &State) -> f64 {
+        self.judge.value(self.valuer, state)
+    }
+
+    fn is_leaf(&self, at: usize) -> bool {
+        self.nodes[at].state.terms.len() <= 1 || self.nodes[at].depth >= self.steps
     }
 
     fn keep_best(&mut self, new: &[usize]) {

@@ -28,7 +28,8 @@ use crate::store::entropy;
 use crate::tot::admit::Admission;
 use crate::tot::events::EventStream;
 use crate::tot::facades;
-use crate::tot::run::{Run, RunError, RunForm};
+use crate::tot::model::{self, Model};
+use crate::tot::run::{Asked, Run, RunError, RunForm};
 use crate::tot::tools::{self, ToolError};
 
 pub(super) const MAX_BODY: usize = 1 << 20;
@@ -81,6 +82,8 @@ pub struct Engine {
     pub admission: Option<Admission>,
     /// What it writes down.
     pub record: Record,
+    /// What runs may ask.
+    pub model: Option<Arc<Model>>,
     runs: RwLock<HashMap<String, Arc<Run>>>,
     prompts: RwLock<HashMap<String, String>>,
     answers: Mutex<HashMap<String, Slot>>,
@@ -107,9 +110,9 @@ impl Kept {
 
 impl Engine {
     /// An engine without runs.
-    pub fn new(clock: Arc<dyn Clock>, admission: Option<Admission>, record: Record) -> Self {
+    pub fn new(clock: Arc<dyn Clock>, admission: Option<Admission>, record: Record, model: Option<Arc<Model>>) -> Self {
         let (runs, prompts, answers) = (RwLock::default(), RwLock::default(), Mutex::default());
-        Self { clock, admission, record, runs, prompts, answers }
+        Self { clock, admission, record, model, runs, prompts, answers }
     }
 
     fn remembered(&self, key: &str) -> Slot {
@@ -118,6 +121,14 @@ impl Engine {
             answers.clear();
         }
         answers.entry(key.to_owned()).or_default().clone()
+    }
+
+    /// The model, asked in the words of the prompts `propose` and `value` where there are such.
+    fn asked(&self) -> Option<Asked> {
+        let prompts = self.prompts.read().unwrap_or_else(PoisonError::into_inner);
+        let words = |name: &str, usual: &str| prompts.get(name).cloned().unwrap_or_else(|| usual.to_owned());
+        let model = self.model.clone()?;
+        Some(Asked { model, propose: words("propose", model::PROPOSE), value: words("value", model::VALUE) })
     }
 
     fn run(&self, id: &str) -> Result<Arc<Run>, Refusal> {
@@ -174,7 +185,8 @@ async fn admit(State(engine): Shared, request: Request, next: Next) -> Response<
 async fn create(State(engine): Shared, body: Body) -> Response<Body> {
     let make = async || {
         let form: RunForm = read(body).await?;
-        let run = Arc::new(Run::new(format!("r{}", &entropy::random_id()[..12]), form).map_err(run_error)?);
+        let id = format!("r{}", &entropy::random_id()[..12]);
+        let run = Arc::new(Run::new(id, form, engine.asked()).map_err(run_error)?);
         let mut runs = engine.runs.write().unwrap_or_else(PoisonError::into_inner);
         if runs.len() >= MAX_RUNS {
             return Err(Refusal::new(503, "full", "the engine holds as many runs as it can; delete some"));
@@ -196,12 +208,8 @@ async fn create(State(engine): Shared, body: Body) -> Response<Body> {
 /// Searches to the end in the background, a step at a time.
 fn search(run: Arc<Run>) {
     tokio::spawn(async move {
-        loop {
-            let stepping = run.clone();
-            match tokio::task::spawn_blocking(move || stepping.step()).await {
-                Ok(false) => {}
-                Ok(true) | Err(_) => return,
-            }
+        while !run.step().await {
+            tokio::task::yield_now().await;
         }
     });
 }
@@ -220,14 +228,20 @@ async fn solution(State(engine): Shared, Path(id): Path<String>) -> Response<Bod
 }
 
 async fn step(State(engine): Shared, Path(id): Path<String>) -> Response<Body> {
-    reply(engine.run(&id).map(|r| json!({"done": r.step(), "run": r.view()})))
+    let run = async || {
+        let run = engine.run(&id)?;
+        Ok(json!({"done": run.step().await, "run": run.view()}))
+    };
+    reply(run().await)
 }
 
 async fn solve(State(engine): Shared, Path(id): Path<String>) -> Response<Body> {
-    reply(engine.run(&id).map(|r| {
-        while !r.step() {}
-        r.view()
-    }))
+    let run = async || {
+        let run = engine.run(&id)?;
+        while !run.step().await {}
+        Ok(run.view())
+    };
+    reply(run().await)
 }
 
 #[derive(Deserialize)]
@@ -245,13 +259,14 @@ async fn prune(State(engine): Shared, Path((id, node)): Path<(String, String)>, 
 }
 
 async fn expand(State(engine): Shared, Path((id, node)): Path<(String, String)>) -> Response<Body> {
-    reply(engine.run(&id).and_then(|r| r.expand(&node).map_err(run_error)))
+    let run = async || engine.run(&id)?.expand(&node).await.map_err(run_error);
+    reply(run().await)
 }
 
 async fn evaluate_nodes(State(engine): Shared, Path(id): Path<String>, body: Body) -> Response<Body> {
     let run = async || {
         let form: EvaluateForm = read(body).await?;
-        engine.run(&id)?.evaluate(&form.nodes).map_err(run_error)
+        engine.run(&id)?.evaluate(&form.nodes).await.map_err(run_error)
     };
     reply(run().await)
 }
@@ -368,6 +383,7 @@ pub(super) fn run_error(error: RunError) -> Refusal {
         RunError::Input(_) => (400, "input"),
         RunError::NoNode(_) => (404, "not-found"),
         RunError::Version { .. } => (409, "version"),
+        RunError::Model(_) => (502, "model"),
     };
     Refusal::new(status, kind, error.to_string())
 }

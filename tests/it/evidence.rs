@@ -9,7 +9,7 @@ use http_body_util::BodyExt as _;
 use popgate::domain::recording::FrameKind;
 use popgate::evidence::files::EvidenceDir;
 use popgate::evidence::replay;
-use popgate::protocol::transcript::{RecordingId, encode};
+use popgate::protocol::transcript::{Mark, RecordingId, encode};
 use serde_json::Value;
 
 use crate::world::{ENGINE_KEY, Service, respond, run, stderr, stdout};
@@ -353,7 +353,9 @@ async fn an_exchange_that_a_crash_cut_is_closed_at_the_next_start_with_what_was_
     let own = RecordingId::parse(&id).expect("an id");
     let path = find(&service.data, "recordings/");
     let mut segment = std::fs::OpenOptions::new().append(true).open(&path).expect("opens");
-    let more = encode(own, place, FrameKind::ResponseBody, 1, b"data: never sent\n\n");
+    let there = std::fs::read(&path).expect("reads");
+    let mark = Mark(there[21..33].try_into().expect("twelve bytes"));
+    let more = encode(mark, own, place, FrameKind::ResponseBody, 1, b"data: never sent\n\n");
     std::io::Write::write_all(&mut segment, &more).expect("writes");
     let found = service.verify().await;
     assert!(!found.status.success(), "what is added to a closed recording is found");

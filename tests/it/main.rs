@@ -24,6 +24,7 @@ mod interop;
 mod issuer;
 mod mask_report;
 mod masks;
+mod model;
 mod nginx;
 mod oauth_interop;
 mod operator;

@@ -13,7 +13,7 @@ use crate::world::process::{Running, bounded};
 use crate::world::{SOLVER, Service, popgate, provided, respond, stderr, stdout};
 
 /// Starts a process of ours that tells where it listens.
-fn start(args: &[&str], name: &str, log: &Path) -> (Running, String) {
+pub fn start(args: &[&str], name: &str, log: &Path) -> (Running, String) {
     let file = std::fs::OpenOptions::new().create(true).append(true).open(log).expect("log");
     let (process, ready) = Running::start(popgate().args(args).stderr(file), |_| {});
     let said = || std::fs::read_to_string(log).unwrap_or_default();
