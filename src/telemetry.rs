@@ -17,6 +17,8 @@ pub use self::traces::{TracesError, start_traces};
 
 /// Upper bounds of histograms, in seconds.
 const BUCKETS: [f64; 14] = [0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.5, 1.0, 5.0, 30.0];
+/// The same for clocks of clients, which run ahead and behind.
+const OFFSETS: [f64; 9] = [-60.0, -30.0, -10.0, -2.0, 0.0, 2.0, 5.0, 10.0, 60.0];
 const UPKEEP: Duration = Duration::from_secs(5);
 
 /// Starts logging to standard error. Fields, not sentences; no credential is ever a field.
@@ -35,7 +37,9 @@ pub fn start_logs(level: &str, json: bool, access: bool) {
 /// Starts the metrics recorder of this process.
 pub fn start_metrics() -> PrometheusHandle {
     let seconds = Matcher::Suffix("_seconds".into());
-    let builder = PrometheusBuilder::new().set_buckets_for_metric(seconds, &BUCKETS).expect("there are buckets");
+    let offset = Matcher::Full("popgate_client_clock_offset_seconds".into());
+    let builder = PrometheusBuilder::new().set_buckets_for_metric(seconds, &BUCKETS);
+    let builder = builder.and_then(|b| b.set_buckets_for_metric(offset, &OFFSETS)).expect("there are buckets");
     let recorder = builder.build_recorder();
     let handle = recorder.handle();
     let _ = metrics::set_global_recorder(recorder);

@@ -240,6 +240,10 @@ impl Gateway {
             &request.head.headers,
             asking.route.mask.is_some() || asking.route.inject.is_some() || self.judges_calls(asking),
         );
+        if !request.trace.is_continued() {
+            // It belongs to a parent that was not taken (W3C Trace Context section 3.4).
+            headers.remove("tracestate");
+        }
         headers.insert(header::HOST, upstream.host().clone());
         headers.extend(self.own_headers(asking, permit, target, parent)?);
         headers.append(header::VIA, HeaderValue::from_static(via(request.head.version)));

@@ -70,6 +70,12 @@ fn is_claim(name: &str) -> bool {
     name.contains('_') || METHODS.contains(&name) || PREFIXES.iter().any(|p| name.starts_with(p))
 }
 
+/// Names that make another request of one which an edge passes on as it is, or that speak in our name.
+pub fn changes_request(name: &str) -> bool {
+    let edges_own = ["x-forwarded-", "client-cert", "x-ssl-", "x-client-cert"];
+    name == "txn-token" || (is_claim(name) && !edges_own.iter().any(|p| name.starts_with(p) && !name.contains('_')))
+}
+
 /// Fields that a trailer must not carry: framing, routing, credentials, and how the content is read (RFC 9110 §6.5.1).
 const NOT_IN_TRAILERS: [&str; 10] = [
     "host",

@@ -1,6 +1,7 @@
 //! The upstream's own credential, which the workload never sees: from a file, or a token of an OAuth client of ours.
 
 use std::path::{Path, PathBuf};
+use std::sync::{Arc, PoisonError};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
@@ -17,6 +18,14 @@ use crate::protocol::form;
 const UNNAMED_LIFE: u64 = 60;
 /// A token is replaced this long before its end, or after three quarters of a shorter life.
 const AHEAD: u64 = 30;
+/// No token is kept for longer, whatever its answer says.
+const LONGEST: u64 = 24 * 3600;
+/// How long the token endpoint may take.
+const PATIENCE: Duration = Duration::from_secs(10);
+/// How long a failure counts for those who come next.
+const FAILED: Duration = Duration::from_secs(2);
+/// Tokens that upstream refuses are replaced once in so long: a request that it always refuses must not cost one each time.
+const BETWEEN: Duration = Duration::from_secs(5);
 
 /// Where a credential comes from, and where it goes.
 pub struct Inject {
@@ -30,7 +39,7 @@ enum Source {
     /// Re-read when it changes.
     File(PathBuf),
     /// Asked for by client credentials (RFC 6749 section 4.4).
-    Token(Box<Client>),
+    Token(Arc<Client>),
 }
 
 /// An upstream's credential, read once for one request.
@@ -52,7 +61,7 @@ impl Inject {
                 secret(&file).map_err(|e| format!("inject.file: {e}"))?;
                 Source::File(file)
             }
-            (None, Some(token)) => Source::Token(Box::new(Client::new(token, base)?)),
+            (None, Some(token)) => Source::Token(Arc::new(Client::new(token, base)?)),
             _ => return Err("inject takes its credential from `file` or by `token`, one of them".into()),
         };
         Ok(Self { header, prefix: config.prefix.clone(), source })
@@ -70,10 +79,16 @@ impl Inject {
         Ok(Injected { value, secret: Zeroizing::new(secret.as_bytes().to_vec()) })
     }
 
-    /// Upstream did not take it: a token is asked for anew the next time.
-    pub async fn refused(&self) {
-        if let Source::Token(client) = &self.source {
-            *client.kept.lock().await = None;
+    /// Upstream did not take this credential: another token is asked for the next time, unless one was just now.
+    pub fn refused(&self, injected: Option<&Injected>) {
+        let (Source::Token(client), Some(injected)) = (&self.source, injected) else { return };
+        // Whoever holds it is about to have another.
+        let Ok(mut kept) = client.kept.try_lock() else { return };
+        let same = |had: &Had| matches!(&had.token, Ok(token) if token.as_bytes() == injected.secret.as_slice());
+        let mut last = client.discarded.lock().unwrap_or_else(PoisonError::into_inner);
+        if kept.as_ref().is_some_and(same) && last.is_none_or(|at| at.elapsed() >= BETWEEN) {
+            *last = Some(Instant::now());
+            *kept = None;
         }
     }
 }
@@ -91,11 +106,14 @@ struct Client {
     form: String,
     fetcher: Fetcher,
     /// Held while one is asked for: the requests that come meanwhile share it.
-    kept: Mutex<Option<Kept>>,
+    kept: Mutex<Option<Had>>,
+    /// When one that upstream refused was given up last.
+    discarded: std::sync::Mutex<Option<Instant>>,
 }
 
-struct Kept {
-    token: Zeroizing<String>,
+/// What was answered, good or bad, and until when it counts.
+struct Had {
+    token: Result<Zeroizing<String>, String>,
     until: Instant,
 }
 
@@ -122,14 +140,29 @@ impl Client {
         let more = more.into_iter().filter_map(|(name, value)| Some((name, value.as_deref()?)));
         let form = form::write(&std::iter::once(("grant_type", "client_credentials")).chain(more).collect::<Vec<_>>());
         let (url, id) = (config.url.clone(), config.client_id.clone());
-        Ok(Self { url, id, secret_file, form, fetcher, kept: Mutex::new(None) })
+        Ok(Self { url, id, secret_file, form, fetcher, kept: Mutex::new(None), discarded: std::sync::Mutex::default() })
     }
 
-    async fn token(&self) -> Result<Zeroizing<String>, String> {
-        let mut kept = self.kept.lock().await;
-        if let Some(kept) = kept.as_ref().filter(|k| k.until > Instant::now()) {
-            return Ok(kept.token.clone());
-        }
+    /// A token that is good now. Who asks first asks for all that come meanwhile, even if its own client goes.
+    async fn token(self: &Arc<Self>) -> Result<Zeroizing<String>, String> {
+        let asking = self.clone();
+        let asked = tokio::spawn(async move {
+            let mut kept = asking.kept.lock().await;
+            if let Some(had) = kept.as_ref().filter(|had| had.until > Instant::now()) {
+                return had.token.clone();
+            }
+            let answer = tokio::time::timeout(PATIENCE, asking.ask()).await;
+            let answer =
+                answer.unwrap_or_else(|_| Err(format!("{}: no answer in {} s", asking.url, PATIENCE.as_secs())));
+            let good = answer.as_ref().map_or(FAILED, |(_, good)| *good);
+            let token = answer.map(|(token, _)| token);
+            *kept = Some(Had { token: token.clone(), until: Instant::now() + good });
+            token
+        });
+        asked.await.map_err(|e| e.to_string())?
+    }
+
+    async fn ask(&self) -> Result<(Zeroizing<String>, Duration), String> {
         let secret = secret(&self.secret_file)?;
         // RFC 6749 section 2.3.1: both are form-encoded before they are joined.
         let pair = Zeroizing::new(format!("{}:{}", form::encode(&self.id), form::encode(&secret)));
@@ -141,10 +174,8 @@ impl Client {
         if !answer.token_type.eq_ignore_ascii_case("bearer") || answer.access_token.is_empty() {
             return Err(format!("{}: the answer is not a bearer token", self.url));
         }
-        let life = answer.expires_in.unwrap_or(UNNAMED_LIFE);
+        let life = answer.expires_in.unwrap_or(UNNAMED_LIFE).min(LONGEST);
         let good = life.saturating_sub(AHEAD).max(life / 4 * 3);
-        let token = Zeroizing::new(answer.access_token);
-        *kept = Some(Kept { token: token.clone(), until: Instant::now() + Duration::from_secs(good) });
-        Ok(token)
+        Ok((Zeroizing::new(answer.access_token), Duration::from_secs(good)))
     }
 }

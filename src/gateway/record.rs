@@ -315,6 +315,14 @@ impl Exchange {
         inner.head(FrameKind::ResponseHead, status.as_u16().to_string(), headers)
     }
 
+    /// What the client reads instead of an answer of upstream's.
+    pub fn answered(&self, status: u16) {
+        let mut inner = self.lock();
+        if !inner.sealed {
+            inner.status = status;
+        }
+    }
+
     /// Upstream sent this many bytes.
     pub fn upstream_chunk(&self, length: usize) {
         self.lock().upstream_bytes += length as u64;
@@ -384,8 +392,6 @@ impl Inner {
         }
         self.request.trace.end(Phase::Stream);
         self.request.trace.over(&End {
-            request_id: &self.request.id,
-            method: self.request.method().as_str(),
             status: completion.status,
             ended: &completion.ended,
             request_bytes: completion.request_bytes,

@@ -34,7 +34,7 @@ use crate::gateway::read::Incoming;
 use crate::gateway::record::Exchange;
 use crate::gateway::routes::{Route, Rules};
 use crate::gateway::tokens::Caches;
-use crate::gateway::trace::{End, Phase, Trace};
+use crate::gateway::trace::{Phase, Trace};
 use crate::gateway::upstream::endpoint::Place;
 use crate::gateway::websocket::{self, Relay};
 use crate::net::body::{self, AnyBody, ReadError};
@@ -92,14 +92,10 @@ impl Serve for GatewayService {
         let request_id = entropy::random_id();
         let grpc =
             request.headers().get(header::CONTENT_TYPE).is_some_and(|v| v.as_bytes().starts_with(b"application/grpc"));
-        let trace = Arc::new(Trace::begin(self.0.tracer.as_ref(), request.headers(), &request_id));
-        let method = request.method().clone();
+        let trace = Trace::begin(self.0.tracer.as_ref(), request.method(), request.headers(), &request_id);
+        let trace = Arc::new(trace);
         let response = self.0.handle(&peer, request, &request_id, &trace).await;
-        if !trace.is_carried() {
-            let (method, status) = (method.as_str(), response.status().as_u16());
-            let ended = if response.status().is_success() { "own" } else { "refused" };
-            trace.over(&End { request_id: &request_id, method, status, ended, request_bytes: 0, response_bytes: 0 });
-        }
+        trace.answered(response.status());
         stamp(if grpc { in_grpc(response) } else { response }, &request_id)
     }
 }
@@ -132,7 +128,7 @@ impl Gateway {
             headers: &request.head.headers,
         });
         if let Some(route) = route {
-            trace.route(request.method().as_str(), &route.name);
+            trace.route(&route.name);
         }
         let page = route.and_then(|r| r.cors.as_ref()?.allowed(&request.head.headers));
         if let (Some(method), Some(page), Some(cors)) = (asked, &page, route.and_then(|r| r.cors.as_ref())) {
@@ -228,7 +224,6 @@ impl Gateway {
         }
         let intent = authorize::intent(caller, route, &matched, method, self.stores.clock.now());
         let verdict = authorize::decide(&rules.policy, caller, &intent)?;
-        request.trace.end(Phase::Decide);
         if matches!(verdict.decision, Decision::AllowWithApproval(_)) {
             body = self.held(body).await?;
         }
@@ -243,6 +238,7 @@ impl Gateway {
         let websocket = matched.operation.websocket;
         let asking =
             Asking { rules, route, caller, intent: &intent, request, body: held, injected, websocket, for_edge: false };
+        request.trace.end(Phase::Decide);
         self.admitted(&asking, verdict, body).await
     }
 
@@ -275,11 +271,12 @@ impl Gateway {
         };
         let bounds = self.bounds(asking);
         asking.request.trace.end(Phase::Log);
-        let (result, state) = match self.forward(asking, permit, &exchange, body, &bounds).await {
+        let forwarded = self.forward(asking, permit, &exchange, body, &bounds).await;
+        asking.request.trace.end(Phase::Upstream);
+        let (result, state) = match forwarded {
             Ok((upstream, place)) => {
-                asking.request.trace.end(Phase::Upstream);
                 if let (StatusCode::UNAUTHORIZED, Some(inject)) = (upstream.status(), &asking.route.inject) {
-                    inject.refused().await;
+                    inject.refused(asking.injected);
                 }
                 let done = upstream.status().is_success() || upstream.status() == StatusCode::SWITCHING_PROTOCOLS;
                 let state = if done { ApprovalState::Done } else { ApprovalState::Failed };
@@ -290,6 +287,7 @@ impl Gateway {
             }
         };
         if let Err(refusal) = &result {
+            exchange.answered(refusal.status);
             exchange.seal(refusal.kind);
         }
         (result, state)

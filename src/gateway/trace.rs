@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
 use std::time::Instant;
 
-use http::HeaderMap;
+use http::{HeaderMap, Method, StatusCode};
 use opentelemetry::global::{BoxedSpan, BoxedTracer};
 use opentelemetry::trace::{
     Span as _, SpanContext, SpanId, SpanKind, TraceContextExt as _, TraceFlags, TraceId, TraceState, Tracer as _,
@@ -49,8 +49,21 @@ pub struct Trace {
     /// Whether lines of the access log are written.
     logged: bool,
     said: Mutex<Said>,
+    request_id: String,
+    method: Method,
+    /// Whether what upstream is told of the trace is the client's own.
+    continued: bool,
     /// Whether an exchange goes on behind the answer's head, and will say how it ended.
     carried: AtomicBool,
+    /// Whether it was said how it ended.
+    over: AtomicBool,
+}
+
+/// A client may go at any time: what nobody ended was abandoned.
+impl Drop for Trace {
+    fn drop(&mut self) {
+        self.over(&End { status: 0, ended: "abandoned", request_bytes: 0, response_bytes: 0 });
+    }
 }
 
 /// What is known of a request, as far as it came.
@@ -63,11 +76,7 @@ struct Said {
 
 /// How a request ended.
 pub struct End<'a> {
-    /// Its id.
-    pub request_id: &'a str,
-    /// Its method.
-    pub method: &'a str,
-    /// The answer's status.
+    /// The answer's status; 0 if there was none.
     pub status: u16,
     /// `complete`, or why not.
     pub ended: &'a str,
@@ -79,7 +88,7 @@ pub struct End<'a> {
 
 impl Trace {
     /// Continues a client's trace, or begins one named like the request.
-    pub fn begin(tracer: Option<&BoxedTracer>, headers: &HeaderMap, request_id: &str) -> Self {
+    pub fn begin(tracer: Option<&BoxedTracer>, method: &Method, headers: &HeaderMap, request_id: &str) -> Self {
         let mut values = headers.get_all("traceparent").iter();
         let given = values.next().filter(|_| values.next().is_none());
         let given = given.and_then(|v| v.to_str().ok()).and_then(TraceParent::parse);
@@ -105,7 +114,11 @@ impl Trace {
             span: span.map(Mutex::new),
             logged: tracing::enabled!(target: "access", tracing::Level::INFO),
             said: Mutex::default(),
+            request_id: request_id.to_owned(),
+            method: method.clone(),
+            continued: given.is_some(),
             carried: AtomicBool::new(false),
+            over: AtomicBool::new(false),
         };
         if trace.span.is_some() {
             trace.note("popgate.request_id", request_id.to_owned());
@@ -133,9 +146,13 @@ impl Trace {
     }
 
     /// Its route is known.
-    pub fn route(&self, method: &str, name: &str) {
+    pub fn route(&self, name: &str) {
         name.clone_into(&mut lock(&self.said).route);
         if let Some(span) = &self.span {
+            // Names of spans are few, whatever a client calls its method.
+            let known =
+                [Method::GET, Method::HEAD, Method::POST, Method::PUT, Method::PATCH, Method::DELETE, Method::OPTIONS];
+            let method = if known.contains(&self.method) { self.method.as_str() } else { "_OTHER" };
             lock(span).update_name(format!("{method} {name}"));
         }
         self.note("popgate.route", name.to_owned());
@@ -166,9 +183,17 @@ impl Trace {
         self.carried.store(true, Ordering::Relaxed);
     }
 
-    /// Whether one has.
-    pub fn is_carried(&self) -> bool {
-        self.carried.load(Ordering::Relaxed)
+    /// Whether the client's own trace is continued.
+    pub const fn is_continued(&self) -> bool {
+        self.continued
+    }
+
+    /// The answer's head is there; unless an exchange goes on behind it, that was all.
+    pub fn answered(&self, status: StatusCode) {
+        if !self.carried.load(Ordering::Relaxed) {
+            let ended = if status.is_success() { "own" } else { "refused" };
+            self.over(&End { status: status.as_u16(), ended, request_bytes: 0, response_bytes: 0 });
+        }
     }
 
     /// What whoever carries the request on is told.
@@ -192,15 +217,18 @@ impl Trace {
 
     /// The whole is over: its line, its numbers, the end of its span.
     pub fn over(&self, end: &End<'_>) {
+        if self.over.swap(true, Ordering::Relaxed) {
+            return;
+        }
         let said = std::mem::take(&mut *lock(&self.said));
         let total = self.began.elapsed();
         let ms = |phase| f64::from(u32::try_from(self.spent(phase)).unwrap_or(u32::MAX)) / 1000.0;
         if self.logged {
             tracing::info!(
                 target: "access",
-                request_id = end.request_id,
+                request_id = self.request_id,
                 spiffe_id = said.caller,
-                method = end.method,
+                method = self.method.as_str(),
                 route = said.route,
                 operation = said.operation,
                 status = end.status,
@@ -227,7 +255,7 @@ impl Trace {
             }
         }
         if let Some(span) = &self.span {
-            self.note("http.request.method", end.method.to_owned());
+            self.note("http.request.method", self.method.as_str().to_owned());
             self.note("http.response.status_code", i64::from(end.status));
             self.note("popgate.ended", end.ended.to_owned());
             for phase in <Phase as strum::VariantArray>::VARIANTS.iter().filter(|p| self.spent(**p) > 0) {

@@ -15,6 +15,8 @@ with grpc.insecure_channel(told["address"]) as channel:
         http.id = "17"
         http.method, http.path, http.host, http.scheme = ask["method"], ask["path"], ask["host"], "https"
         http.protocol = "HTTP/2"
+        if "route" in ask:
+            request.attributes.context_extensions["route"] = ask["route"]
         request.attributes.source.address.socket_address.address = "198.51.100.7"
         http.headers.update({":method": ask["method"], ":path": ask["path"], ":authority": ask["host"]})
         http.headers.update(ask["headers"])

@@ -47,6 +47,14 @@ impl World {
             routes += &route(name, &format!("/{name}"), &url, more);
             routes += &operation("x.get", &format!("GET /{name}/**"), "");
         }
+        routes += &route("calls", "/calls", &url, "");
+        routes += &operation("x.get", "POST /calls/**", "");
+        routes += "[[route.operation]]\nname = \"x.call\"\nmatch = \"CALL /calls/**\"\nobject = \"/calls\"\n";
+        routes += &route("ws", "/ws", &url, "");
+        routes += &operation("x.get", "GET /ws/judged", "websocket = \"judge\"");
+        routes += &operation("x.get", "GET /ws/off", "");
+        routes += &route("ends", "/ends", &url, "ends_with_token = true");
+        routes += &operation("x.get", "GET /ends/**", "");
         routes += &route("read", "/read", &url, "");
         routes += "[[route.operation]]\nname = \"x.get\"\nmatch = \"POST /read/**\"\nobject = \"/read\"\nbody.n = { pointer = \"/n\", type = \"long\" }\n";
         let asked = r#"@id("asked") @approval("1 of security") permit (principal in Group::"solvers", action == Action::"x.asked", resource);"#;
@@ -120,8 +128,16 @@ fn documented(world: &World, port: u16) -> String {
     let block = DOCUMENTED.split("```nginx").nth(1).and_then(|t| t.split("```").next()).expect("the set-up is there");
     let upstream = &world.service.upstream.address;
     let said = block.replace("127.0.0.1:8446", world.authz()).replace("127.0.0.1:8024", upstream);
+    let said = said.replace("api.example.org", EDGE).replace("X-Original-Route  tot;", "X-Original-Route  plain;");
     let from = "listen 443 ssl;";
-    assert!(said.contains(from) && said.contains(world.authz()) && said.contains(upstream), "{said}");
+    assert!(
+        said.contains("plain;")
+            && said.contains(EDGE)
+            && said.contains(from)
+            && said.contains(world.authz())
+            && said.contains(upstream),
+        "{said}"
+    );
     let lines = said.replace(from, &format!("listen 127.0.0.1:{port};"));
     // TLS is not the matter here.
     lines.lines().filter(|l| !l.trim_start().starts_with("ssl_")).collect::<Vec<_>>().join("\n")
@@ -191,16 +207,39 @@ async fn what_an_edge_cannot_keep_is_refused_and_strangers_are_not_heard() {
         let (status, _, body) = send(world.authz(), method, &format!("/envoy{path}"), EDGE, &headers).await;
         (status, body)
     };
-    for (path, why) in [
-        ("/masked/x", "masked"),
-        ("/injected/x", "a credential of its own"),
-        ("/signed/x", "sign for the body"),
-        ("/bound/x", "certificate"),
+    let upgrade = [("connection", "upgrade"), ("upgrade", "websocket"), ("sec-websocket-version", "13")];
+    let upgrade: Vec<(String, String)> = upgrade.iter().map(|(n, v)| ((*n).into(), (*v).into())).collect();
+    let key = vec![("sec-websocket-key".to_owned(), "dGhlIHNhbXBsZSBub25jZQ==".to_owned())];
+    for (method, path, more, status, why) in [
+        ("GET", "/masked/x", vec![], 403, "masked"),
+        ("GET", "/injected/x", vec![], 403, "a credential of its own"),
+        ("GET", "/signed/x", vec![], 403, "sign for the body"),
+        ("GET", "/ends/x", vec![], 403, "end with their token"),
+        ("GET", "/bound/x", vec![], 401, "certificate"),
+        ("POST", "/read/x", vec![], 403, "read the body"),
+        ("POST", "/calls/x", vec![], 403, "tool calls"),
+        ("GET", "/ws/judged", vec![], 403, "messages are judged"),
+        ("GET", "/ws/judged", [upgrade.clone(), key.clone()].concat(), 403, "messages are judged"),
+        ("GET", "/ws/off", [upgrade, key].concat(), 403, "opens no WebSocket"),
     ] {
         let token = world.solver.token(&world.service.url("gateway", path)).await;
-        let headers = world.credentials_of(&token, "GET", path);
-        let (status, _, body) = send(world.authz(), "GET", &format!("/envoy{path}"), EDGE, &headers).await;
-        assert!([401, 403].contains(&status) && body.contains(why), "{path}: {status} {body}");
+        let headers = [world.credentials_of(&token, method, path), more].concat();
+        let (got, _, body) = send(world.authz(), method, &format!("/envoy{path}"), EDGE, &headers).await;
+        assert!(got == status && body.contains(why), "{method} {path}: {got} {body}");
+    }
+    for name in
+        ["x-http-method-override", "x-rewrite-url", "x-original-uri", "txn_token", "popgate-request-id", "txn-token"]
+    {
+        let headers = [world.credentials("GET", "/plain/x"), vec![(name.to_owned(), "DELETE".to_owned())]].concat();
+        let (status, _, body) = send(world.authz(), "GET", "/envoy/plain/x", EDGE, &headers).await;
+        assert!(status == 400 && body.contains(name), "{name}: {status} {body}");
+    }
+    for (told, want) in [("plain", 200), ("masked", 403)] {
+        let asked = [("x-original-method", "GET"), ("x-original-uri", "/plain/x"), ("x-original-route", told)];
+        let asked = asked.iter().map(|(n, v)| ((*n).to_owned(), (*v).to_owned())).collect();
+        let headers = [world.credentials("GET", "/plain/x"), asked].concat();
+        let (status, ..) = send(world.authz(), "GET", "/auth", EDGE, &headers).await;
+        assert_eq!(status, want, "an edge that passes it on to {told}");
     }
     for (method, path, status, why) in [
         ("GET", "/plain/%2e%2e/x", 400, "path"),
@@ -236,6 +275,13 @@ async fn envoys_grpc_question_gets_its_answer() {
         ask("GET", "/plain/a", vec![]),
         ask("DELETE", "/plain/a", world.credentials("DELETE", "/plain/a")),
         ask("GET", "https://edge.test/plain/a", world.credentials("GET", "/plain/a")),
+        ask("GET", "/plain/a#/../b", world.credentials("GET", "/plain/a")),
+        ask(
+            "GET",
+            "/plain/a",
+            [world.credentials("GET", "/plain/a"), vec![("x-method-override".into(), "PUT".into())]].concat()
+        ),
+        json!({"route": "masked", "method": "GET", "path": "/plain/a", "host": EDGE, "headers": world.credentials("GET", "/plain/a").into_iter().collect::<std::collections::BTreeMap<_, _>>()}),
     ]);
     let mut child = bounded(&python)
         .arg(script("ext_authz.py"))
@@ -249,7 +295,9 @@ async fn envoys_grpc_question_gets_its_answer() {
     let output = child.wait_with_output().expect("ends");
     assert!(output.status.success(), "{}", stderr(&output));
     let answers: Vec<Value> = stdout(&output).lines().map(|l| serde_json::from_str(l).expect("JSON")).collect();
-    let [passed, replayed, bare, denied, absolute] = &answers[..] else { panic!("{answers:?}") };
+    let [passed, replayed, bare, denied, absolute, fragment, overridden, elsewhere] = &answers[..] else {
+        panic!("{answers:?}")
+    };
     assert_eq!((&passed["code"], &passed["kind"]), (&json!(0), &json!("ok_response")), "{passed}");
     assert!(
         passed["headers"]["txn-token"].is_string() && passed["headers"]["popgate-request-id"].is_string(),
@@ -262,6 +310,9 @@ async fn envoys_grpc_question_gets_its_answer() {
         (bare, 401, "no credentials"),
         (denied, 403, "policy"),
         (absolute, 400, "no path"),
+        (fragment, 400, "fragment"),
+        (overridden, 400, "x-method-override"),
+        (elsewhere, 404, "no route"),
     ] {
         assert_eq!((&answer["code"], &answer["status"]), (&json!(7), &json!(status)), "{answer}");
         assert!(answer["body"].as_str().expect("text").contains(what), "{answer}");

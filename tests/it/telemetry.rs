@@ -137,6 +137,8 @@ async fn each_request_has_a_line_with_its_times_where_that_is_wanted() {
         let solver = service.solver().await;
         let answer = solver.get(&service.url("gateway", "/v1/runs/r1?secret=hush")).await;
         assert_eq!(answer.status, 200);
+        let dead = solver.get(&service.url("gateway", "/dead/x")).await;
+        assert_eq!(dead.status, 502);
         let refused = solver.raw("GET", &service.url("gateway", "/v1/runs/r1"), &[], false).await;
         assert_eq!(refused.status, 401);
         assert!(service.verify().await.status.success(), "all exchanges have ended");
@@ -169,6 +171,12 @@ async fn each_request_has_a_line_with_its_times_where_that_is_wanted() {
         assert!(ms("authenticate_ms") > 0.0 && ms("log_ms") > 0.0 && ms("upstream_ms") > 0.0, "{line}");
         assert!(parts <= ms("total_ms") + 0.01, "phases are parts of the whole: {line}");
         assert_eq!(of(refused.header("popgate-request-id"))["status"], 401);
+        let dead = of(dead.header("popgate-request-id"));
+        assert_eq!(
+            (&dead["status"], &dead["ended"]),
+            (&serde_json::json!(502), &serde_json::json!("upstream")),
+            "{dead}"
+        );
         assert!(!log.contains("hush") && !log.contains("eyJ"), "neither queries nor tokens are in the log");
     }
 }

@@ -23,6 +23,7 @@ use crate::net::problem;
 const ENVOY: &str = "/envoy";
 const METHOD: &str = "x-original-method";
 const TARGET: &str = "x-original-uri";
+const ROUTE: &str = "x-original-route";
 
 /// All that edges ask.
 pub fn router(gateway: Arc<Gateway>, peers: Peers) -> Router {
@@ -52,7 +53,10 @@ async fn nginx(State(gateway): State<Arc<Gateway>>, request: Request) -> Respons
     let (head, _) = request.into_parts();
     let one = |name: &str| authorize::one_header(&head.headers, name).ok().flatten();
     let told = match (one(METHOD), one(TARGET)) {
-        (Some(method), Some(target)) => Told::new(&method, &target, of_client(head.headers)),
+        (Some(method), Some(target)) => {
+            let route = one(ROUTE);
+            Told::new(&method, &target, of_client(head.headers), route)
+        }
         _ => Err(Refusal::new(
             400,
             "edge",
@@ -71,12 +75,15 @@ async fn envoy_http(State(gateway): State<Arc<Gateway>>, request: Request) -> Re
     let (head, _) = request.into_parts();
     let target = head.uri.path_and_query().map(http::uri::PathAndQuery::as_str).unwrap_or_default();
     let target = target.strip_prefix(ENVOY).unwrap_or_default();
-    let mut headers = of_client(head.headers);
+    // Envoy tells nothing of its own in headers: these are the client's.
+    let mut headers = head.headers;
+    headers.remove(header::CONTENT_LENGTH);
+    headers.remove(header::TRANSFER_ENCODING);
     // Over HTTP/2 the host is in the target.
     if let Some(host) = authority(&head.uri).filter(|_| !headers.contains_key(header::HOST)) {
         headers.insert(header::HOST, host);
     }
-    let told = Told::new(head.method.as_str(), if target.is_empty() { "/" } else { target }, headers);
+    let told = Told::new(head.method.as_str(), if target.is_empty() { "/" } else { target }, headers, None);
     answered(gateway.for_edge(told).await)
 }
 
@@ -86,7 +93,7 @@ fn authority(uri: &Uri) -> Option<http::HeaderValue> {
 
 /// What the edge says itself, and what frames its own request, is not the client's.
 fn of_client(mut headers: HeaderMap) -> HeaderMap {
-    for name in [METHOD, TARGET, "content-length", "transfer-encoding"] {
+    for name in [METHOD, TARGET, ROUTE, "content-length", "transfer-encoding"] {
         headers.remove(name);
     }
     headers

@@ -48,7 +48,9 @@ impl Authorization for Service {
 }
 
 fn told(request: CheckRequest) -> Result<Told, Refusal> {
-    let http = request.attributes.and_then(|a| a.request).and_then(|r| r.http);
+    let attributes = request.attributes.unwrap_or_default();
+    let route = attributes.context_extensions.get("route").cloned();
+    let http = attributes.request.and_then(|r| r.http);
     let http = http.ok_or_else(|| Refusal::new(400, "edge", "the edge says nothing of an HTTP request"))?;
     let unreadable = || Refusal::new(400, "header", "a header's name or value is malformed");
     let mut headers = HeaderMap::new();
@@ -61,7 +63,7 @@ fn told(request: CheckRequest) -> Result<Told, Refusal> {
         }
     }
     headers.insert(header::HOST, HeaderValue::from_str(&http.host).map_err(|_| unreadable())?);
-    Told::new(&http.method, &http.path, headers)
+    Told::new(&http.method, &http.path, headers, route)
 }
 
 fn response(code: Code, answer: HttpResponse) -> CheckResponse {

@@ -1,7 +1,8 @@
 //! Decides for the edges of others: nginx `auth_request`, and Envoy's ext_authz over HTTP and gRPC.
 //!
-//! Token, proof, policy and evidence are the gateway's own. Masks, recordings, approvals and rules about bodies need the
-//! bytes or hold the request, and both stay with the edge: what a route asks of that is refused here, never skipped.
+//! Token, proof, policy and evidence are the gateway's own. Masks, approvals and rules about bodies need the bytes or hold
+//! the request, and both stay with the edge: what a route asks of that is refused here, never skipped. Recordings are
+//! skipped, and the log says so.
 
 mod edges;
 mod envoy;
@@ -19,11 +20,12 @@ use crate::gateway::approve::Asking;
 use crate::gateway::authenticate::Caller;
 use crate::gateway::authorize;
 use crate::gateway::config::Access;
+use crate::gateway::headers;
 use crate::gateway::matching::Wanted;
 use crate::gateway::read::Incoming;
 use crate::gateway::routes::{Route, Rules};
 use crate::gateway::serve::{Gateway, demand, no_route};
-use crate::gateway::trace::{End, Phase, Trace};
+use crate::gateway::trace::{Phase, Trace};
 use crate::net::body::AnyBody;
 use crate::net::listener::Peer;
 use crate::protocol::operation::{self, Seen, WebSocket};
@@ -37,15 +39,23 @@ struct Told {
     /// Path and query, as the client sent them.
     target: Uri,
     headers: HeaderMap,
+    /// The route that the edge passes it on to, where it says so.
+    route: Option<String>,
 }
 
 impl Told {
-    fn new(method: &str, target: &str, headers: HeaderMap) -> Result<Self, Refusal> {
+    fn new(method: &str, target: &str, headers: HeaderMap, route: Option<String>) -> Result<Self, Refusal> {
         let method = method.parse().map_err(|_| Refusal::new(400, "edge", "the edge names no method"))?;
-        // An absolute target would name another host than the one that is checked.
-        let target = target.starts_with('/').then(|| target.parse().ok()).flatten();
-        let target = target.ok_or_else(|| Refusal::new(400, "edge", "the edge names no path"))?;
-        Ok(Self { method, target, headers })
+        // An absolute target would name another host than the one that is checked, and what is behind a `#` would be
+        // passed on unread.
+        let read = target.starts_with('/').then(|| target.parse::<Uri>().ok()).flatten();
+        let read = read.filter(|uri| uri.to_string() == target);
+        let target = read.ok_or_else(|| Refusal::new(400, "edge", "the edge names no path, or one with a fragment"))?;
+        if let Some(name) = headers.keys().find(|name| headers::changes_request(name.as_str())) {
+            let detail = format!("the header {name} would make another request of this one: leave it out");
+            return Err(Refusal::new(400, "header", detail));
+        }
+        Ok(Self { method, target, headers, route })
     }
 
     fn head(self) -> Parts {
@@ -61,17 +71,12 @@ impl Gateway {
     /// Decides about a request that an edge holds: what to add to it on its way upstream, or what its client reads.
     async fn for_edge(self: &Arc<Self>, told: Result<Told, Refusal>) -> Result<HeaderMap, Response<AnyBody>> {
         let id = entropy::random_id();
-        let none = HeaderMap::new();
-        let headers = told.as_ref().map_or(&none, |t| &t.headers);
-        let trace = Arc::new(Trace::begin(self.tracer.as_ref(), headers, &id));
-        let method = told.as_ref().map_or(Method::GET, |t| t.method.clone());
+        let (none, get) = (HeaderMap::new(), Method::GET);
+        let (method, headers) = told.as_ref().map_or((&get, &none), |t| (&t.method, &t.headers));
+        let trace = Arc::new(Trace::begin(self.tracer.as_ref(), method, headers, &id));
         let judged = self.judged(&id, told, &trace).await;
         judged.map_err(|response| {
-            if !trace.is_carried() {
-                let (method, status) = (method.as_str(), response.status().as_u16());
-                let ended = "refused";
-                trace.over(&End { request_id: &id, method, status, ended, request_bytes: 0, response_bytes: 0 });
-            }
+            trace.answered(response.status());
             stamp(response, &id)
         })
     }
@@ -83,6 +88,7 @@ impl Gateway {
         trace: &Arc<Trace>,
     ) -> Result<HeaderMap, Response<AnyBody>> {
         let path = told.as_ref().map(|t| t.target.path().to_owned()).unwrap_or_default();
+        let meant = told.as_ref().ok().and_then(|t| t.route.clone());
         let read = told.and_then(|told| self.read_head(told.head(), None, id, trace));
         let request = match read.and_then(foreign) {
             Ok(request) => Arc::new(request),
@@ -96,7 +102,7 @@ impl Gateway {
             headers: &request.head.headers,
         });
         if let Some(route) = route {
-            trace.route(request.method().as_str(), &route.name);
+            trace.route(&route.name);
         }
         // Whatever certificate the edge saw, it is not on this connection.
         let peer = Peer::new(None, None, None);
@@ -107,6 +113,7 @@ impl Gateway {
         trace.end(Phase::Authenticate);
         trace.caller(&caller.token.claims.client_id);
         let mut operation = None;
+        let route = route.filter(|r| meant.as_ref().is_none_or(|meant| *meant == r.name));
         match self.leave(&rules, route, &request, &caller, &mut operation).await {
             Ok(headers) => Ok(headers),
             Err(refusal) => Err(self.deny(&request, &caller, operation.as_deref(), &refusal).await),
@@ -123,9 +130,12 @@ impl Gateway {
     ) -> Result<HeaderMap, Refusal> {
         let route = route.ok_or_else(no_route)?;
         can_be_left(route)?;
-        let (method, headers) = (request.method().as_str(), &request.head.headers);
+        let (method, sent) = (request.method().as_str(), &request.head.headers);
         if operation::needs_body(&route.operations, method, request.path.as_str()) {
             return Err(only_here("its operations read the body"));
+        }
+        if operation::judges_calls(&route.operations, request.path.as_str()) {
+            return Err(only_here("tool calls in its answers are judged"));
         }
         let matched = authorize::classify(
             route,
@@ -134,8 +144,8 @@ impl Gateway {
                 path: request.path.as_str(),
                 query: request.query(),
                 body: None,
-                header: &|name| authorize::one_header(headers, name),
-                headers_named: &|prefix| authorize::headers_named(headers, prefix),
+                header: &|name| authorize::one_header(sent, name),
+                headers_named: &|prefix| authorize::headers_named(sent, prefix),
             },
             &rules.policy,
         )?;
@@ -145,7 +155,8 @@ impl Gateway {
             (Some(_), WebSocket::Off) => {
                 return Err(authorize::unlisted(&rules.policy, "the operation with this path opens no WebSocket"));
             }
-            (Some(_), WebSocket::Judge) => return Err(only_here("its messages are judged")),
+            // Whether or not the edge tells of the handshake.
+            (_, WebSocket::Judge) => return Err(only_here("its messages are judged")),
             (Some(_), WebSocket::Pass) | (None, _) => {}
         }
         let intent = authorize::intent(caller, route, &matched, method, self.stores.clock.now());
@@ -173,6 +184,7 @@ impl Gateway {
         request.trace.end(Phase::Log);
         let headers = self.own_headers(&asking, &permit, &request.target(), &request.trace.parent());
         // What becomes of it is the edge's to know.
+        exchange.answered(headers.as_ref().map_or_else(|refusal| refusal.status, |_| 200));
         exchange.seal(if headers.is_ok() { "left_to_edge" } else { "failed" });
         headers
     }
@@ -196,6 +208,7 @@ fn can_be_left(route: &Route) -> Result<(), Refusal> {
         (route.mask.is_some(), "its answers are masked"),
         (route.inject.is_some(), "its upstream has a credential of its own"),
         (route.content_digest, "its proofs sign for the body"),
+        (route.ends_with_token, "its streams end with their token"),
         (route.access == Access::ProofAndCertificate, "it demands the certificate on the connection"),
     ];
     asks.iter().find(|(asked, _)| *asked).map_or(Ok(()), |(_, why)| Err(only_here(why)))
