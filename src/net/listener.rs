@@ -26,7 +26,6 @@ use crate::net::process::PeerProcess;
 
 const HANDSHAKE: Duration = Duration::from_secs(10);
 const HEADERS: Duration = Duration::from_secs(15);
-const MAX_CONNECTIONS: usize = 8000;
 const MAX_HEADER_LIST: u32 = 64 * 1024;
 
 /// Who is on the other end of a connection.
@@ -90,6 +89,14 @@ pub async fn bind(address: SocketAddr, what: &'static str, key: &'static str) ->
     })
 }
 
+/// How many connections a listener has at a time: three fifths of the files that the process may open, since each may need
+/// another one upstream.
+fn places() -> usize {
+    use nix::sys::resource::{Resource, getrlimit};
+    let files = getrlimit(Resource::RLIMIT_NOFILE).map_or(1024, |(soft, _)| soft);
+    usize::try_from(files / 5 * 3).unwrap_or(usize::MAX).clamp(600, 100_000)
+}
+
 /// Answers requests of one listener. Errors are answers, too.
 pub trait Serve: Clone + Send + Sync + 'static {
     /// Answers one request of one peer.
@@ -99,7 +106,7 @@ pub trait Serve: Clone + Send + Sync + 'static {
 /// Serves a listener until the drain begins, then finishes what is in flight.
 pub async fn serve<S: Serve>(listener: TcpListener, tls: Option<Arc<ServerConfig>>, service: S, mut drain: Drain) {
     let graceful = GracefulShutdown::new();
-    let room = Arc::new(Semaphore::new(MAX_CONNECTIONS));
+    let room = Arc::new(Semaphore::new(places()));
     // Dropped with this future, so that a listener that is ended takes its connections with it.
     let mut connections = JoinSet::new();
     loop {

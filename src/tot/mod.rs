@@ -8,6 +8,7 @@ pub mod facades;
 pub mod mcp;
 pub mod model;
 pub mod number;
+pub mod openapi;
 pub mod propose;
 pub mod run;
 pub mod search;

@@ -8,6 +8,7 @@ use std::sync::{Arc, Mutex, PoisonError, RwLock};
 
 use axum::Router;
 use axum::body::Body;
+use axum::extract::rejection::QueryRejection;
 use axum::extract::{Path, Query, Request, State};
 use axum::http::{HeaderMap, HeaderValue, Response, StatusCode, header};
 use axum::middleware::{self, Next};
@@ -29,6 +30,7 @@ use crate::tot::admit::Admission;
 use crate::tot::events::EventStream;
 use crate::tot::facades;
 use crate::tot::model::{self, Model};
+use crate::tot::openapi;
 use crate::tot::run::{Asked, Run, RunError, RunForm};
 use crate::tot::tools::{self, ToolError};
 
@@ -144,6 +146,11 @@ struct Options {
 }
 
 type Shared = State<Arc<Engine>>;
+type QueryOptions = Result<Query<Options>, QueryRejection>;
+
+fn checked(options: QueryOptions) -> Result<Options, Refusal> {
+    options.map(|Query(options)| options).map_err(|e| Refusal::new(400, "query", e.body_text()))
+}
 
 /// The routes, behind the admission check.
 pub fn router(engine: Arc<Engine>) -> Router {
@@ -160,6 +167,7 @@ pub fn router(engine: Arc<Engine>) -> Router {
         .route("/v1/runs/{run}/evaluate", post(evaluate_nodes))
         .route("/v1/runs/{run}/tools/{name}", post(tool))
         .route("/v1/prompts/{name}", put(put_prompt).get(show_prompt))
+        .route("/openapi.json", get(openapi::show))
         .merge(facades::router())
         .layer(middleware::from_fn_with_state(engine.clone(), once))
         .layer(middleware::from_fn_with_state(engine.clone(), admit))
@@ -218,8 +226,9 @@ async fn show(State(engine): Shared, Path(id): Path<String>) -> Response<Body> {
     reply(engine.run(&id).map(|r| r.view()))
 }
 
-async fn tree(State(engine): Shared, Path(id): Path<String>, Query(options): Query<Options>) -> Response<Body> {
-    reply(engine.run(&id).map(|r| r.tree(options.depth.unwrap_or(1))))
+async fn tree(State(engine): Shared, Path(id): Path<String>, options: QueryOptions) -> Response<Body> {
+    let show = || Ok(engine.run(&id)?.tree(checked(options)?.depth.unwrap_or(1)));
+    reply(show())
 }
 
 async fn solution(State(engine): Shared, Path(id): Path<String>) -> Response<Body> {
@@ -336,11 +345,12 @@ async fn remove(State(engine): Shared, Path(id): Path<String>) -> Response<Body>
 async fn events(
     State(engine): Shared,
     Path(id): Path<String>,
-    Query(options): Query<Options>,
+    options: QueryOptions,
     headers: HeaderMap,
 ) -> Response<Body> {
-    let run = match engine.run(&id) {
-        Ok(run) => run,
+    let found = engine.run(&id).and_then(|run| Ok((run, checked(options)?)));
+    let (run, options) = match found {
+        Ok(found) => found,
         Err(refusal) => return refused(&refusal),
     };
     let seen = headers.get("last-event-id").and_then(|v| v.to_str().ok()).and_then(|v| v.parse().ok()).unwrap_or(0);

@@ -179,13 +179,16 @@ async fn headers_and_streams_have_limits() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_thousand_connections_that_say_nothing_slow_nobody_down_and_are_closed() {
+async fn connections_that_say_nothing_slow_nobody_down_and_are_closed() {
+    // A thousand here; `POPGATE_TEST_LORIS=10000` is the long form.
+    let count: usize = std::env::var("POPGATE_TEST_LORIS").map_or(1000, |n| n.parse().expect("a number"));
+    popgate::app::raise_open_files();
     let service = Service::start().await;
     let solver = service.solver().await;
     let url = service.url("gateway", "/v1/runs/r1");
     assert_eq!(solver.get(&url).await.status, 200);
     let mut idle = Vec::new();
-    for n in 0..1000 {
+    for n in 0..count {
         let address = service.addresses["gateway"].trim_start_matches("https://");
         // Some do not even begin a handshake; others begin a request and do not end it.
         if n % 4 == 0 {
@@ -198,6 +201,8 @@ async fn a_thousand_connections_that_say_nothing_slow_nobody_down_and_are_closed
     }
     for _ in 0..50 {
         assert_eq!(solver.get(&url).await.status, 200);
+        let other = service.raw(&solver, b"http/1.1").await;
+        assert_eq!(other.get_ref().1.alpn_protocol(), Some(&b"http/1.1"[..]), "newcomers are served, too");
     }
     // Each is closed in its time: a handshake has ten seconds, a request fifteen.
     for (plain, secured) in idle {

@@ -231,3 +231,28 @@ async fn what_no_engine_can_do_is_refused_with_the_way_out() {
         assert!(!stderr(&output).contains(KEY));
     }
 }
+
+/// schemathesis makes requests from the document, good and bad ones, and holds each answer against it.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_the_document_says_of_the_engine_is_so() {
+    let Some(python) = crate::world::provided("POPGATE_TEST_PYTHON", "the engine's OpenAPI document") else { return };
+    let dir = tempfile::tempdir().expect("tempdir");
+    let log = dir.path().join("log");
+    let (_process, url) = start(&["tot", "serve", "--json", "--listen", "127.0.0.1:0"], "engine", &log);
+    let tool = Path::new(&python).with_file_name("schemathesis");
+    let output = crate::world::process::bounded(tool.to_str().expect("UTF-8"))
+        .args(["run", &format!("{url}/openapi.json"), "--seed", "24", "--max-examples", "10"])
+        .args(["--phases", "examples,coverage,fuzzing", "--generation-database", "none"])
+        .args([
+            "--checks",
+            "not_a_server_error,status_code_conformance,content_type_conformance,response_schema_conformance",
+        ])
+        // What streams for ever has its own tests.
+        .args(["--exclude-path-regex", "events"])
+        .current_dir(dir.path())
+        .output()
+        .expect("runs");
+    let said = crate::world::stdout(&output);
+    assert!(output.status.success(), "{said}{}", stderr(&output));
+    assert!(said.contains("Tested: 16"), "{said}");
+}

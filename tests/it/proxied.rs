@@ -5,6 +5,8 @@ use std::path::Path;
 use std::process::Command;
 
 use serde_json::json;
+use tonic_health::pb::HealthCheckRequest;
+use tonic_health::pb::health_client::HealthClient;
 
 use crate::documented::{self, Page};
 use crate::interop::{Row, row, rows, script};
@@ -85,6 +87,7 @@ async fn unmodified_clients_work_and_the_documented_table_says_what_they_did() {
     let mut js = bounded("node");
     js.arg(script("ws_client.mjs")).args([&node, &proxy]);
     table.extend(client(js));
+    table.extend(tonic_client(&proxy).await);
     let url = format!("{}/v1/runs/r1", proxy);
     for (label, flag, want) in
         [("GET over HTTP/1.1", "--http1.1", "200 1.1"), ("GET over HTTP/2", "--http2-prior-knowledge", "200 2")]
@@ -117,6 +120,25 @@ async fn unmodified_clients_work_and_the_documented_table_says_what_they_did() {
     let verified = service.verify().await;
     assert!(verified.status.success(), "{}", stderr(&verified));
     documented::compare(Page::Gateway, &table);
+}
+
+/// A client of tonic's own, whose channel knows nothing of proofs.
+async fn tonic_client(proxy: &str) -> Vec<Row> {
+    let channel = tonic::transport::Channel::from_shared(proxy.to_owned()).expect("a URL").connect().await;
+    let mut health = HealthClient::new(channel.expect("connects"));
+    let ask = |service: &str| HealthCheckRequest { service: service.into() };
+    let unary = health.check(ask("tot")).await.map(|r| r.into_inner().status);
+    let unknown = health.check(ask("nobody")).await.map_err(|status| status.code());
+    let streamed = match health.watch(ask("tot")).await {
+        Ok(stream) => stream.into_inner().message().await.ok().flatten().map(|m| m.status),
+        Err(_) => None,
+    };
+    let told = |call: &str, good: bool| row("crates.io tonic", "0.14", call, if good { "ok" } else { "failed" });
+    vec![
+        told("unary call", matches!(unary, Ok(1))),
+        told("status in the trailers", matches!(unknown, Err(tonic::Code::NotFound))),
+        told("server streaming", streamed == Some(1)),
+    ]
 }
 
 /// curl itself, with a token and proofs of our commands.
