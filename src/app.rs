@@ -362,7 +362,11 @@ pub fn schema(config: &Config) -> Result<String, StartError> {
 
 /// Checks everything that can be checked without starting; gives the warnings.
 pub fn check(config: &Config) -> Result<Vec<String>, StartError> {
-    let mut warnings = configured_rules(config)?.warnings();
+    let rules = configured_rules(config)?;
+    let mut warnings = rules.warnings();
+    if config.authz.listen.is_some() {
+        warnings.extend(crate::gateway::authz::warnings(&rules));
+    }
     if let Some(issuer) = &config.token.issuer {
         Origin::parse(issuer).map_err(|e| StartError::Issuer(issuer.clone(), e))?;
     }

@@ -227,6 +227,9 @@ pub struct ApprovalChange {
     pub proved_by: Option<String>,
 }
 
+/// How an exchange ended here that another edge carries out: status, bytes and digests of its answer are not known.
+pub const LEFT_TO_EDGE: &str = "left_to_edge";
+
 /// See [`Event::Completion`].
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Completion {

@@ -1,6 +1,6 @@
 //! Reads recordings from the segments that they share.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeSet, HashMap};
 use std::fs;
 use std::path::PathBuf;
 use std::time::{Duration, UNIX_EPOCH};
@@ -73,7 +73,7 @@ const SLACK: Duration = Duration::from_hours(1);
 /// will rest on them.
 pub fn ends(
     dir: &EvidenceDir,
-    ids: &HashSet<RecordingId>,
+    ids: &BTreeSet<RecordingId>,
     since: Timestamp,
 ) -> Result<HashMap<RecordingId, Ending>, EvidenceError> {
     let mut found: HashMap<RecordingId, Ending> = HashMap::new();

@@ -1,6 +1,6 @@
 //! What a crash left: an exchange that was admitted and never ended gets its end, with what its recording still holds.
 
-use std::collections::{BTreeMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet};
 
 use crate::domain::digest::Sha256;
 use crate::domain::leaf::{Admission, Completion, Event, Leaf, Staged};
@@ -36,7 +36,7 @@ impl OpenExchanges {
     /// what the mask did is not known any more: those counts are zero.
     pub fn settle(self, dir: &EvidenceDir, now: Timestamp) -> Result<Vec<Staged>, EvidenceError> {
         let id = |a: &Admission| RecordingId::parse(&a.request_id).filter(|_| a.recorded);
-        let ids: HashSet<RecordingId> = self.0.values().filter_map(|(a, _)| id(a)).collect();
+        let ids: BTreeSet<RecordingId> = self.0.values().filter_map(|(a, _)| id(a)).collect();
         let since = self.0.values().map(|(_, time)| *time).min().unwrap_or(now);
         let mut found = segments::ends(dir, &ids, since)?;
         let closed = self.0.values().map(|(a, _)| close(a, id(a).and_then(|id| found.remove(&id)), now));

@@ -54,7 +54,7 @@ impl Gateway {
 
     /// Logs that a proved request, or a part of one, is not carried out.
     pub fn note_denial(&self, request: &Incoming, caller: &Caller, operation: Option<&str>, refusal: &Refusal) {
-        tracing::info!(request_id = request.id, spiffe_id = %caller.token.claims.client_id, operation, status = refusal.status, kind = refusal.kind, cause = refusal.cause, "denied");
+        tracing::info!(request_id = request.id, spiffe_id = %caller.token.claims.client_id, operation, status = refusal.status, kind = refusal.kind, detail = refusal.detail, cause = refusal.cause, "denied");
         metrics::counter!("popgate_requests_denied_total", "kind" => refusal.kind).increment(1);
         let proof = entropy::seal(caller.proof.expose());
         let target = entropy::seal(request.target());

@@ -64,16 +64,30 @@ fn remove_hop(headers: &mut HeaderMap) {
 /// Names that upstreams believe for what a proxy says, or that turn the request into another than policy judged. A name
 /// with `_` reads as the same name with `-` behind CGI and WSGI.
 fn is_claim(name: &str) -> bool {
-    const PREFIXES: [&str; 7] =
-        ["x-forwarded-", "popgate-", "client-cert", "x-ssl-", "x-client-cert", "x-original-", "x-rewrite-"];
+    const PREFIXES: [&str; 13] = [
+        "x-forwarded-",
+        "popgate-",
+        "client-cert",
+        "ssl-client",
+        "x-ssl-",
+        "x-client-cert",
+        "x-original-",
+        "x-rewrite-",
+        "remote-user",
+        "x-remote-",
+        "x-auth-request-",
+        "x-authenticated-",
+        "x-webauth-",
+    ];
     const METHODS: [&str; 3] = ["x-http-method-override", "x-http-method", "x-method-override"];
     name.contains('_') || METHODS.contains(&name) || PREFIXES.iter().any(|p| name.starts_with(p))
 }
 
-/// Names that make another request of one which an edge passes on as it is, or that speak in our name.
+/// Names that make another request of one which an edge passes on as it is, or that claim what nobody has checked. What
+/// edges write of their own clients is theirs.
 pub fn changes_request(name: &str) -> bool {
-    let edges_own = ["x-forwarded-", "client-cert", "x-ssl-", "x-client-cert"];
-    name == "txn-token" || (is_claim(name) && !edges_own.iter().any(|p| name.starts_with(p) && !name.contains('_')))
+    const EDGES_OWN: [&str; 4] = ["x-forwarded-for", "x-forwarded-host", "x-forwarded-proto", "x-forwarded-port"];
+    name == "txn-token" || (is_claim(name) && !EDGES_OWN.contains(&name))
 }
 
 /// Fields that a trailer must not carry: framing, routing, credentials, and how the content is read (RFC 9110 §6.5.1).

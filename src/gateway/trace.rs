@@ -50,7 +50,7 @@ pub struct Trace {
     logged: bool,
     said: Mutex<Said>,
     request_id: String,
-    method: Method,
+    method: &'static str,
     /// Whether what upstream is told of the trace is the client's own.
     continued: bool,
     /// Whether an exchange goes on behind the answer's head, and will say how it ended.
@@ -115,7 +115,7 @@ impl Trace {
             logged: tracing::enabled!(target: "access", tracing::Level::INFO),
             said: Mutex::default(),
             request_id: request_id.to_owned(),
-            method: method.clone(),
+            method: known(method),
             continued: given.is_some(),
             carried: AtomicBool::new(false),
             over: AtomicBool::new(false),
@@ -149,11 +149,7 @@ impl Trace {
     pub fn route(&self, name: &str) {
         name.clone_into(&mut lock(&self.said).route);
         if let Some(span) = &self.span {
-            // Names of spans are few, whatever a client calls its method.
-            let known =
-                [Method::GET, Method::HEAD, Method::POST, Method::PUT, Method::PATCH, Method::DELETE, Method::OPTIONS];
-            let method = if known.contains(&self.method) { self.method.as_str() } else { "_OTHER" };
-            lock(span).update_name(format!("{method} {name}"));
+            lock(span).update_name(format!("{} {name}", self.method));
         }
         self.note("popgate.route", name.to_owned());
     }
@@ -228,7 +224,7 @@ impl Trace {
                 target: "access",
                 request_id = self.request_id,
                 spiffe_id = said.caller,
-                method = self.method.as_str(),
+                method = self.method,
                 route = said.route,
                 operation = said.operation,
                 status = end.status,
@@ -241,7 +237,7 @@ impl Trace {
                 log_ms = ms(Phase::Log),
                 upstream_ms = ms(Phase::Upstream),
                 stream_ms = ms(Phase::Stream),
-                total_ms = total.as_secs_f64() * 1000.0,
+                total_ms = (total.as_secs_f64() * 1_000_000.0).round() / 1000.0,
             );
         }
         // Names of routes and endings are few: the configuration's and our own.
@@ -255,7 +251,7 @@ impl Trace {
             }
         }
         if let Some(span) = &self.span {
-            self.note("http.request.method", self.method.as_str().to_owned());
+            self.note("http.request.method", self.method);
             self.note("http.response.status_code", i64::from(end.status));
             self.note("popgate.ended", end.ended.to_owned());
             for phase in <Phase as strum::VariantArray>::VARIANTS.iter().filter(|p| self.spent(**p) > 0) {
@@ -266,6 +262,12 @@ impl Trace {
             lock(span).end();
         }
     }
+}
+
+/// Lines and spans have few methods, whatever a client calls its own.
+fn known(method: &Method) -> &'static str {
+    const KNOWN: [&str; 9] = ["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "CONNECT", "TRACE"];
+    KNOWN.into_iter().find(|known| *known == method.as_str()).unwrap_or("_OTHER")
 }
 
 fn lock<T>(held: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {

@@ -2,7 +2,7 @@
 
 use serde_json::{Value, json};
 
-use crate::domain::leaf::{Event, Leaf};
+use crate::domain::leaf::{Completion, Event, LEFT_TO_EDGE, Leaf};
 use crate::domain::spiffe_id::SpiffeId;
 
 /// Version of the schema that the lines follow.
@@ -114,11 +114,7 @@ fn read(leaf: &Leaf, trust_domain: &str) -> Reading {
             activity_name: "exchange completed".into(),
             actor: c.spiffe_id.to_string(),
             allowed: Some(true),
-            details: json!({
-                "http_request": {"uid": c.request_id, "body_length": c.request_bytes},
-                "http_response": {"code": c.status, "body_length": c.response_bytes, "latency": c.duration_ms},
-                "src_endpoint": {"name": c.spiffe_id},
-            }),
+            details: exchange(c),
         },
         Event::Refusal { request_id, plane, status, check, .. } => Reading {
             class: HTTP,
@@ -130,6 +126,16 @@ fn read(leaf: &Leaf, trust_domain: &str) -> Reading {
         },
         other => own_act(other, &own, &api),
     }
+}
+
+fn exchange(c: &Completion) -> Value {
+    let mut details = json!({"http_request": {"uid": c.request_id}, "src_endpoint": {"name": c.spiffe_id}});
+    // Of what another edge carries out nothing was seen here.
+    if c.ended != LEFT_TO_EDGE {
+        details["http_request"]["body_length"] = c.request_bytes.into();
+        details["http_response"] = json!({"code": c.status, "body_length": c.response_bytes, "latency": c.duration_ms});
+    }
+    details
 }
 
 /// What the service or an administrator did.

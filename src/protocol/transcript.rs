@@ -25,7 +25,7 @@ pub struct Head {
 }
 
 /// The name of a recording: a request id, which is 32 hex digits of our own making.
-#[derive(Clone, Copy, Debug, Eq, Hash, PartialEq)]
+#[derive(Clone, Copy, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
 pub struct RecordingId([u8; 16]);
 
 impl RecordingId {

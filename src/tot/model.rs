@@ -15,7 +15,7 @@ use hyper_util::client::legacy::connect::HttpConnector;
 use serde::Deserialize;
 use serde_json::{Value, json};
 
-use crate::net::body::{AnyBody, full, read};
+use crate::net::body::{AnyBody, ReadError, full, read};
 use crate::net::fetch::{any_client, innermost, web_roots};
 use crate::net::files;
 use crate::tot::propose::{State, Thought, read_thought};
@@ -57,11 +57,11 @@ pub struct ModelConfig<'a> {
 /// Why a model could not be asked, or its answer not be used. Carries neither key nor prompt.
 #[derive(Clone, Debug, thiserror::Error)]
 pub enum ModelError {
-    #[error("the model at {0} does not answer: {1}")]
+    #[error("the model {0} does not answer: {1}")]
     Unreachable(String, String),
-    #[error("the model at {0} answered {1}")]
+    #[error("the model {0} answered {1}")]
     Status(String, StatusCode),
-    #[error("the model at {0} gave no chat completion: {1}")]
+    #[error("the model {0} gave no chat completion: {1}")]
     Answer(String, String),
     #[error(
         "the run has used {used} of its {budget} tokens; start the engine with a larger --model-budget, or take a narrower beam"
@@ -200,13 +200,18 @@ impl Model {
             tries += 1;
             match self.send(body.clone()).await {
                 Ok(completion) => break completion,
-                Err(Failed { error, again: Some(wait) }) if tries < TRIES => {
+                Err(Failed { error, again: Again::No }) => return Err(error),
+                Err(Failed { error, .. }) if tries >= TRIES => return Err(error),
+                Err(Failed { error, again }) => {
                     tracing::info!(%error, "the model is asked again");
-                    tokio::time::sleep(wait.unwrap_or(Duration::from_millis(250) * 2_u32.pow(tries - 1))).await;
+                    let usual = Duration::from_millis(250) * 2_u32.pow(tries - 1);
+                    tokio::time::sleep(if let Again::After(wait) = again { wait } else { usual }).await;
                 }
-                Err(Failed { error, .. }) => return Err(error),
             }
         };
+        if completion.choices.is_empty() {
+            return Err(ModelError::Answer(self.name.clone(), "it has no choices".into()));
+        }
         let texts: Vec<String> = completion.choices.into_iter().filter_map(|c| c.message.content).collect();
         // Who does not say what it cost is taken to have cost a token for every four bytes.
         let guessed = || (body.len() + texts.iter().map(String::len).sum::<usize>()) as u64 / 4;
@@ -215,49 +220,63 @@ impl Model {
     }
 
     async fn send(&self, body: Bytes) -> Result<Completion, Failed> {
-        let unreachable = |why: String| ModelError::Unreachable(self.url.clone(), why);
-        let again = |error| Failed { error, again: Some(None) };
+        let unreachable = |why: String| ModelError::Unreachable(self.name.clone(), why);
+        let again = |error| Failed { error, again: Again::Usual };
         let mut request = Request::post(&self.url).header(header::CONTENT_TYPE, "application/json");
         if let Some(key) = &self.key {
             request = request.header(header::AUTHORIZATION, key);
         }
         let request =
-            request.body(full(body)).map_err(|e| Failed { error: unreachable(e.to_string()), again: None })?;
+            request.body(full(body)).map_err(|e| Failed { error: unreachable(e.to_string()), again: Again::No })?;
         let asked = async {
             let response = self.client.request(request).await.map_err(|e| again(unreachable(innermost(&e))))?;
             let (head, body) = response.into_parts();
             if !head.status.is_success() {
-                let error = ModelError::Status(self.url.clone(), head.status);
+                let error = ModelError::Status(self.name.clone(), head.status);
                 let wait = head.headers.get(header::RETRY_AFTER).and_then(|v| v.to_str().ok()?.parse::<u64>().ok());
-                let wait = wait.map(|s| Duration::from_secs(s.min(MAX_WAIT)));
+                let wait = wait.map_or(Again::Usual, |s| Again::After(Duration::from_secs(s.min(MAX_WAIT))));
                 let passing = head.status == StatusCode::TOO_MANY_REQUESTS || head.status.is_server_error();
-                return Err(Failed { error, again: passing.then_some(wait) });
+                return Err(Failed { error, again: if passing { wait } else { Again::No } });
             }
-            let body = read(body, MAX_ANSWER).await.map_err(|e| again(unreachable(e.to_string())))?;
+            let body = read(body, MAX_ANSWER).await.map_err(|e| match e {
+                ReadError::TooLong(_) => {
+                    Failed { error: ModelError::Answer(self.name.clone(), e.to_string()), again: Again::No }
+                }
+                other => again(unreachable(other.to_string())),
+            })?;
             serde_json::from_slice(&body)
-                .map_err(|e| Failed { error: ModelError::Answer(self.url.clone(), e.to_string()), again: None })
+                .map_err(|e| Failed { error: ModelError::Answer(self.name.clone(), e.to_string()), again: Again::No })
         };
         let late = || again(unreachable(format!("no answer in {} s", self.timeout.as_secs_f64())));
         tokio::time::timeout(self.timeout, asked).await.map_err(|_| late())?
     }
 }
 
-/// A try that failed, and after which time another is worth it; none inside: the usual one.
+/// A try that failed.
 struct Failed {
     error: ModelError,
-    again: Option<Option<Duration>>,
+    again: Again,
+}
+
+/// Whether another try is worth it.
+enum Again {
+    No,
+    /// After the usual time.
+    Usual,
+    /// When the server says.
+    After(Duration),
 }
 
 /// The last word of the answer that is a verdict.
 fn verdict(text: &str) -> f64 {
-    let words = text.split(|c: char| !c.is_ascii_alphabetic()).rev();
+    let mut words = text.split(|c: char| !c.is_ascii_alphabetic()).rev();
     let known = |word: &str| match word.to_ascii_lowercase().as_str() {
         "sure" => Some(SURE),
         "likely" => Some(LIKELY),
         "impossible" => Some(IMPOSSIBLE),
         _ => None,
     };
-    words.filter_map(known).next().unwrap_or(IMPOSSIBLE)
+    words.find_map(known).unwrap_or(IMPOSSIBLE)
 }
 
 #[cfg(test)]

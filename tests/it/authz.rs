@@ -153,11 +153,13 @@ async fn nginx_lets_pass_what_the_gateway_would_and_nothing_else() {
     let call = async |method: &str, path: &str, headers: Vec<(String, String)>| {
         send(&nginx.address, method, path, EDGE, &headers).await
     };
-    let good = world.credentials("GET", "/plain/a");
+    let claim = ("x-forwarded-for".to_owned(), "192.0.2.9".to_owned());
+    let good = [world.credentials("GET", "/plain/a"), vec![claim]].concat();
     let (status, _, body) = call("GET", "/plain/a?q=1", good.clone()).await;
     assert_eq!((status, body.as_str()), (200, "hello"));
     let seen = world.service.upstream.seen().pop().expect("one");
     assert_eq!(seen.target, "/plain/a?q=1");
+    assert_eq!(seen.headers["x-forwarded-for"], "127.0.0.1", "the edge's own word, not its client's");
     for gone in ["authorization", "dpop", "x-original-uri", "x-original-method"] {
         assert!(!seen.headers.contains_key(gone), "{gone}");
     }
@@ -196,7 +198,12 @@ async fn nginx_lets_pass_what_the_gateway_would_and_nothing_else() {
     let verified = world.service.verify().await;
     assert!(verified.status.success(), "{}", stderr(&verified));
     let log = world.log();
-    assert!(log.contains("left_to_edge"), "{log}");
+    let left = log.lines().find(|l| l.contains("left_to_edge")).expect("its end");
+    assert!(!left.contains("http_response"), "nothing of the answer was seen: {left}");
+    let checked =
+        run(&["config", "check", "--config", world.service.base().join("popgate.toml").to_str().expect("UTF-8")]);
+    let said = stdout(&checked) + &stderr(&checked);
+    assert!(said.contains("\"masked\"") && said.contains("past an edge"), "{said}");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -227,9 +234,18 @@ async fn what_an_edge_cannot_keep_is_refused_and_strangers_are_not_heard() {
         let (got, _, body) = send(world.authz(), method, &format!("/envoy{path}"), EDGE, &headers).await;
         assert!(got == status && body.contains(why), "{method} {path}: {got} {body}");
     }
-    for name in
-        ["x-http-method-override", "x-rewrite-url", "x-original-uri", "txn_token", "popgate-request-id", "txn-token"]
-    {
+    for name in [
+        "x-http-method-override",
+        "x-rewrite-url",
+        "x-original-uri",
+        "txn_token",
+        "popgate-request-id",
+        "txn-token",
+        "x-forwarded-user",
+        "x-forwarded-client-cert",
+        "client-cert",
+        "remote-user",
+    ] {
         let headers = [world.credentials("GET", "/plain/x"), vec![(name.to_owned(), "DELETE".to_owned())]].concat();
         let (status, _, body) = send(world.authz(), "GET", "/envoy/plain/x", EDGE, &headers).await;
         assert!(status == 400 && body.contains(name), "{name}: {status} {body}");

@@ -165,7 +165,8 @@ async fn a_model_that_fails_is_asked_again_and_then_told_of() {
         ("refused", 401, "{\"error\":{\"message\":\"bad key\"}}".into(), "401", 1),
         ("no JSON", 200, "<html>".into(), "no chat completion", 1),
         ("another document", 200, "{\"object\":\"list\"}".into(), "no chat completion", 1),
-        ("too long", 200, "x".repeat(2 << 20), "does not answer", 3),
+        ("too long", 200, "x".repeat(2 << 20), "no chat completion", 1),
+        ("no choices", 200, "{\"choices\":[]}".into(), "no choices", 1),
     ] {
         let before = model.count();
         model.on_request(move |_| respond(status, "application/json", body.clone()));

@@ -13,6 +13,7 @@ use std::sync::Arc;
 use http::request::Parts;
 use http::{HeaderMap, Method, Request, Response, Uri};
 
+use crate::domain::leaf::LEFT_TO_EDGE;
 use crate::domain::refusal::Refusal;
 use crate::domain::verdict::Decision;
 use crate::gateway::answer::stamp;
@@ -49,7 +50,7 @@ impl Told {
         // An absolute target would name another host than the one that is checked, and what is behind a `#` would be
         // passed on unread.
         let read = target.starts_with('/').then(|| target.parse::<Uri>().ok()).flatten();
-        let read = read.filter(|uri| uri.to_string() == target);
+        let read = read.filter(|_| !target.contains('#'));
         let target = read.ok_or_else(|| Refusal::new(400, "edge", "the edge names no path, or one with a fragment"))?;
         if let Some(name) = headers.keys().find(|name| headers::changes_request(name.as_str())) {
             let detail = format!("the header {name} would make another request of this one: leave it out");
@@ -159,6 +160,7 @@ impl Gateway {
             (_, WebSocket::Judge) => return Err(only_here("its messages are judged")),
             (Some(_), WebSocket::Pass) | (None, _) => {}
         }
+        let websocket = matched.operation.websocket;
         let intent = authorize::intent(caller, route, &matched, method, self.stores.clock.now());
         let verdict = authorize::decide(&rules.policy, caller, &intent)?;
         request.trace.end(Phase::Decide);
@@ -168,24 +170,18 @@ impl Gateway {
                 ..Refusal::new(403, "approval-required", "it needs an approval, which the gateway alone waits for")
             });
         }
-        let asking = Asking {
-            rules,
-            route,
-            caller,
-            intent: &intent,
-            request,
-            body: None,
-            injected: None,
-            websocket: matched.operation.websocket,
-            for_edge: true,
-        };
+        let (body, injected) = (None, None);
+        let asking =
+            Asking { rules, route, caller, intent: &intent, request, body, injected, websocket, for_edge: true };
         let permit = self.permit(&asking, verdict).await?;
         let exchange = self.open(&asking, &permit).await?;
         request.trace.end(Phase::Log);
         let headers = self.own_headers(&asking, &permit, &request.target(), &request.trace.parent());
         // What becomes of it is the edge's to know.
-        exchange.answered(headers.as_ref().map_or_else(|refusal| refusal.status, |_| 200));
-        exchange.seal(if headers.is_ok() { "left_to_edge" } else { "failed" });
+        if let Err(refusal) = &headers {
+            exchange.answered(refusal.status);
+        }
+        exchange.seal(if headers.is_ok() { LEFT_TO_EDGE } else { "failed" });
         headers
     }
 }
@@ -200,6 +196,15 @@ fn foreign(request: Incoming) -> Result<Incoming, Refusal> {
 
 fn only_here(why: &str) -> Refusal {
     Refusal::new(403, "edge", format!("this request is answered by the gateway alone, not past another edge: {why}"))
+}
+
+/// What no edge can keep of these routes, for whoever checks a configuration.
+pub fn warnings(rules: &Rules) -> Vec<String> {
+    let refused = |route: &Route| {
+        let why = can_be_left(route).err()?.detail;
+        Some(format!("route {:?}: past an edge of [authz] every request of it is refused ({why})", route.name))
+    };
+    rules.routes().iter().filter_map(refused).collect()
 }
 
 /// A route may ask for what an edge cannot keep.
