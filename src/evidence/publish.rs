@@ -18,6 +18,8 @@ use crate::store::Unavailable;
 
 const PART: &str = "the evidence log";
 const EVERY: Duration = Duration::from_millis(200);
+/// Between two syncs of what a full stage leaves to sync.
+const PAUSE: Duration = Duration::from_millis(4);
 /// Batches that may wait; beyond them the writer does, and with it whoever asks.
 const BEHIND: usize = 16;
 
@@ -142,7 +144,7 @@ impl Work {
         self.tiles.write_partial()?;
         let checkpoint = Checkpoint { origin: self.origin.clone(), size, root: self.tiles.root() };
         if end || self.old_stage {
-            self.tiles.sync();
+            self.tiles.sync(if end { Duration::ZERO } else { PAUSE });
         }
         let path = self.dir.checkpoint();
         files::write_public(&path, checkpoint.sign(&self.key).as_bytes())

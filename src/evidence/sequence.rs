@@ -188,7 +188,7 @@ fn recover(
         )));
     }
     tiles.write_partial()?;
-    tiles.sync();
+    tiles.sync(Duration::ZERO);
     Ok(tiles)
 }
 

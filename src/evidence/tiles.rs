@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::fs::{self, File, OpenOptions};
 use std::io::{Read as _, Seek as _, SeekFrom, Write as _};
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use crate::domain::digest::Sha256;
 use crate::evidence::EvidenceError;
@@ -176,8 +177,9 @@ impl TileWriter {
         }
     }
 
-    /// Syncs everything written, files and directories, so that the stage before may be forgotten.
-    pub fn sync(&mut self) {
+    /// Syncs everything written, files and directories, so that the stage before may be forgotten. `pause` comes between
+    /// two syncs: requests wait for the same disk.
+    pub fn sync(&mut self, pause: Duration) {
         let paths = std::mem::take(&mut self.unsynced);
         let mut dirs = BTreeSet::new();
         for path in &paths {
@@ -185,11 +187,13 @@ impl TileWriter {
                 sync_failed(&error, path);
             }
             dirs.extend(path.parent());
+            std::thread::sleep(pause);
         }
         for dir in dirs {
             if let Err(error) = sync_dir(dir) {
                 sync_failed(&error, dir);
             }
+            std::thread::sleep(pause);
         }
         let before = std::mem::replace(&mut self.synced, self.generations.back().cloned().unwrap_or_default());
         let needed = |path: &PathBuf| self.synced.contains(path) || self.generations.iter().any(|g| g.contains(path));
