@@ -1,7 +1,9 @@
 //! Puts durable entries into tiles and signs checkpoints over them, on a thread of its own: what it writes and syncs holds
 //! up nobody's request.
 
-use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
@@ -20,8 +22,8 @@ const PART: &str = "the evidence log";
 const EVERY: Duration = Duration::from_millis(200);
 /// Between two syncs of what a full stage leaves to sync.
 const PAUSE: Duration = Duration::from_millis(4);
-/// Batches that may wait; beyond them the writer does, and with it whoever asks.
-const BEHIND: usize = 16;
+/// Entries that may wait; beyond them the writer does, and with it whoever asks. They are a few kilobytes each.
+const BEHIND: usize = 32_768;
 
 enum Message {
     Staged(Vec<StagedEntry>),
@@ -33,7 +35,9 @@ enum Message {
 
 /// The publishing thread's handle.
 pub struct Publisher {
-    queue: SyncSender<Message>,
+    queue: Sender<Message>,
+    /// Entries that are not in a tile yet.
+    behind: Arc<AtomicUsize>,
     thread: Option<JoinHandle<bool>>,
 }
 
@@ -46,15 +50,22 @@ impl Publisher {
         tiles: TileWriter,
         old_stage: bool,
     ) -> Result<Self, EvidenceError> {
-        let (queue, messages) = sync_channel(BEHIND);
+        let (queue, messages) = channel();
+        let behind = Arc::<AtomicUsize>::default();
         let root = dir.root().to_owned();
-        let mut work = Work { dir, key, origin, tiles, published: None, tried: None, old_stage };
+        let mut work =
+            Work { dir, key, origin, tiles, published: None, tried: None, old_stage, behind: behind.clone() };
         let thread = std::thread::Builder::new().name("publish".into()).spawn(move || work.run(&messages));
-        Ok(Self { queue, thread: Some(thread.map_err(EvidenceError::io("start the publisher of", &root))?) })
+        Ok(Self { queue, behind, thread: Some(thread.map_err(EvidenceError::io("start the publisher of", &root))?) })
     }
 
     /// Takes entries that are durable.
     pub fn staged(&self, entries: Vec<StagedEntry>) {
+        self.behind.fetch_add(entries.len(), Ordering::Relaxed);
+        let works = || !self.thread.as_ref().is_some_and(JoinHandle::is_finished);
+        while self.behind.load(Ordering::Relaxed) > BEHIND && works() {
+            std::thread::sleep(PAUSE);
+        }
         self.tell(Message::Staged(entries));
     }
 
@@ -93,6 +104,7 @@ struct Work {
     /// When one was last tried.
     tried: Option<Instant>,
     old_stage: bool,
+    behind: Arc<AtomicUsize>,
 }
 
 impl Work {
@@ -119,6 +131,7 @@ impl Work {
     }
 
     fn take(&mut self, entries: &[StagedEntry]) {
+        self.behind.fetch_sub(entries.len(), Ordering::Relaxed);
         for entry in entries {
             if let Err(error) = self.tiles.push(entry) {
                 tracing::error!(%error, "a tile could not be written; ending the process, the next start settles it");
