@@ -10,7 +10,7 @@ use opentelemetry::global::{BoxedSpan, BoxedTracer};
 use opentelemetry::trace::{
     Span as _, SpanContext, SpanId, SpanKind, TraceContextExt as _, TraceFlags, TraceId, TraceState, Tracer as _,
 };
-use opentelemetry::{Context, KeyValue, Value};
+use opentelemetry::{Context, KeyValue};
 
 use crate::domain::spiffe_id::SpiffeId;
 use crate::protocol::traceparent::TraceParent;
@@ -120,9 +120,7 @@ impl Trace {
             carried: AtomicBool::new(false),
             over: AtomicBool::new(false),
         };
-        if trace.span.is_some() {
-            trace.note("popgate.request_id", request_id.to_owned());
-        }
+        trace.note("popgate.request_id", request_id);
         trace
     }
 
@@ -134,14 +132,13 @@ impl Trace {
     }
 
     /// Microseconds that a phase took; zero for one that was not come to.
-    pub fn spent(&self, phase: Phase) -> u64 {
+    fn spent(&self, phase: Phase) -> u64 {
         self.spent[phase as usize].load(Ordering::Relaxed)
     }
 
-    /// Adds what the span tells.
-    pub fn note(&self, key: &'static str, value: impl Into<Value>) {
+    fn note(&self, key: &'static str, value: &str) {
         if let Some(span) = &self.span {
-            lock(span).set_attribute(KeyValue::new(key, value));
+            lock(span).set_attribute(KeyValue::new(key, value.to_owned()));
         }
     }
 
@@ -151,7 +148,7 @@ impl Trace {
         if let Some(span) = &self.span {
             lock(span).update_name(format!("{} {name}", self.method));
         }
-        self.note("popgate.route", name.to_owned());
+        self.note("popgate.route", name);
     }
 
     /// Its caller is known.
@@ -159,9 +156,7 @@ impl Trace {
         if self.logged {
             spiffe_id.as_str().clone_into(&mut lock(&self.said).caller);
         }
-        if self.span.is_some() {
-            self.note("enduser.id", spiffe_id.as_str().to_owned());
-        }
+        self.note("enduser.id", spiffe_id.as_str());
     }
 
     /// Its operation is known.
@@ -169,9 +164,7 @@ impl Trace {
         if self.logged {
             name.clone_into(&mut lock(&self.said).operation);
         }
-        if self.span.is_some() {
-            self.note("popgate.operation", name.to_owned());
-        }
+        self.note("popgate.operation", name);
     }
 
     /// An exchange has begun, which will say how it ended.
@@ -252,8 +245,8 @@ impl Trace {
         }
         if let Some(span) = &self.span {
             self.note("http.request.method", self.method);
-            self.note("http.response.status_code", i64::from(end.status));
-            self.note("popgate.ended", end.ended.to_owned());
+            lock(span).set_attribute(KeyValue::new("http.response.status_code", i64::from(end.status)));
+            self.note("popgate.ended", end.ended);
             for phase in <Phase as strum::VariantArray>::VARIANTS.iter().filter(|p| self.spent(**p) > 0) {
                 let at = self.spent(*phase);
                 let attributes = vec![KeyValue::new("microseconds", i64::try_from(at).unwrap_or(i64::MAX))];

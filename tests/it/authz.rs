@@ -265,6 +265,11 @@ async fn what_an_edge_cannot_keep_is_refused_and_strangers_are_not_heard() {
         let (got, body) = call(method, path).await;
         assert!(got == status && body.contains(why), "{method} {path}: {got} {body}");
     }
+    let twice = [("x-original-method", "GET"), ("x-original-uri", "/plain/x"), ("x-original-route", "plain")];
+    let twice = twice.iter().chain([&("x-original-route", "masked")]).map(|(n, v)| ((*n).to_owned(), (*v).to_owned()));
+    let headers = [world.credentials("GET", "/plain/x"), twice.collect()].concat();
+    let (status, ..) = send(world.authz(), "GET", "/auth", EDGE, &headers).await;
+    assert_eq!(status, 403, "an edge that names two routes");
     let (status, ..) = send(world.authz(), "GET", "/auth", EDGE, &world.credentials("GET", "/plain/x")).await;
     assert_eq!(status, 403, "an edge that does not say what it asks about");
     let (status, ..) =

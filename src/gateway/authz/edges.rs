@@ -52,15 +52,14 @@ async fn believed(State(peers): State<Peers>, request: Request, next: Next) -> R
 async fn nginx(State(gateway): State<Arc<Gateway>>, request: Request) -> Response {
     let (head, _) = request.into_parts();
     let one = |name: &str| authorize::one_header(&head.headers, name).ok().flatten();
-    let told = match (one(METHOD), one(TARGET)) {
-        (Some(method), Some(target)) => {
-            let route = one(ROUTE);
-            Told::new(&method, &target, of_client(head.headers), route)
-        }
+    // Said twice is not said: it must not count as a route that nobody names.
+    let route = authorize::one_header(&head.headers, ROUTE);
+    let told = match (one(METHOD), one(TARGET), route) {
+        (Some(method), Some(target), Ok(route)) => Told::new(&method, &target, of_client(head.headers), route),
         _ => Err(Refusal::new(
             400,
             "edge",
-            "the edge must say each of X-Original-Method and X-Original-URI once: see its set-up in the documentation",
+            "the edge must say each of X-Original-Method, -URI and -Route once: see its set-up in the documentation",
         )),
     };
     let mut response = answered(gateway.for_edge(told).await);
