@@ -19,7 +19,7 @@ fn resources(rules: &Rules) -> Vec<Resource> {
         introspect: r.introspect.clone(),
     };
     let mut resources: Vec<Resource> = Vec::new();
-    for route in rules.routes() {
+    for route in rules.routes().iter().filter(|r| r.access != Access::DangerPublic) {
         let more = resource(route);
         match resources.iter_mut().find(|r| r.url == more.url) {
             Some(known) => {

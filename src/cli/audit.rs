@@ -284,6 +284,7 @@ fn told(report: &Report) -> String {
          decision: {} admissions name the deciding rule and policy version\n\
          approval: {} approvals were given by a person before, for exactly that request, and used once\n\
          bytes:    {} recordings hold exactly the bytes that were logged\n\
+         public:   {} exchanges of public routes, whose callers nobody proved\n\
          not yet under the checkpoint: {}   without a whole end: {}\n",
         report.leaves,
         report.origin,
@@ -294,6 +295,7 @@ fn told(report: &Report) -> String {
         links.decision,
         links.approval,
         links.bytes,
+        report.public,
         report.staged,
         report.incomplete,
     )

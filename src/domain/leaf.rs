@@ -59,6 +59,8 @@ pub enum Event {
     Mint(Mint),
     /// A request was proved, decided and admitted.
     Admission(Admission),
+    /// A request of a public route was admitted: nobody was proved.
+    PublicAdmission(PublicAdmission),
     /// A proved request was not carried out.
     Denial(Denial),
     /// A request to any listener was refused before it was proved; the claimed subject is unproved.
@@ -187,6 +189,22 @@ pub struct Admission {
     pub used: Option<Sha256>,
 }
 
+/// See [`Event::PublicAdmission`].
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct PublicAdmission {
+    pub request_id: String,
+    pub method: String,
+    /// Commitment to path and query.
+    pub target: Sha256,
+    pub route: String,
+    pub operation: String,
+    /// Commitment to the object.
+    pub object: Sha256,
+    /// Of the policy set that was in force; it was not asked.
+    pub policy_version: String,
+    pub recorded: bool,
+}
+
 /// See [`Admission::approval`].
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct ConsumedApproval {
@@ -234,7 +252,9 @@ pub const LEFT_TO_EDGE: &str = "left_to_edge";
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Completion {
     pub request_id: String,
-    pub spiffe_id: SpiffeId,
+    /// None: anybody's, of a public route.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub spiffe_id: Option<SpiffeId>,
     pub status: u16,
     pub request_bytes: u64,
     pub request_sha256: Sha256,
@@ -251,12 +271,34 @@ pub struct Completion {
     pub duration_ms: u64,
 }
 
+/// What an admission opened, and a completion must close.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Opened {
+    /// Key of both.
+    pub request_id: String,
+    /// Whose it is; none: anybody's, of a public route.
+    pub spiffe_id: Option<SpiffeId>,
+    /// Whether its bytes are recorded.
+    pub recorded: bool,
+}
+
 impl Event {
+    /// The exchange that this event opens.
+    pub fn opens(&self) -> Option<Opened> {
+        let (request_id, spiffe_id, recorded) = match self {
+            Self::Admission(a) => (&a.request_id, Some(a.spiffe_id.clone()), a.recorded),
+            Self::PublicAdmission(a) => (&a.request_id, None, a.recorded),
+            _ => return None,
+        };
+        Some(Opened { request_id: request_id.clone(), spiffe_id, recorded })
+    }
+
     /// The commitments of this event by the names of their openings. Each must have its opening beside the log.
     pub fn commitments(&self) -> Vec<(&'static str, Sha256)> {
         match self {
             Self::Mint(m) => std::iter::once(("proof", m.proof)).chain(m.subject.map(|s| ("subject", s))).collect(),
             Self::Admission(a) => vec![("proof", a.proof), ("target", a.target), ("object", a.object)],
+            Self::PublicAdmission(a) => vec![("target", a.target), ("object", a.object)],
             Self::Denial(d) => vec![("proof", d.proof), ("target", d.target)],
             Self::ApprovalChanged(a) => a.person.map(|p| ("person", p)).into_iter().collect(),
             Self::Revoked { value, reason, by, .. } => vec![("value", *value), ("reason", *reason), ("by", *by)],

@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use crate::domain::digest::Sha256;
-use crate::domain::leaf::{Admission, Completion, Event, Leaf, Staged};
+use crate::domain::leaf::{Completion, Event, Leaf, Opened, Staged};
 use crate::domain::time::Timestamp;
 use crate::evidence::EvidenceError;
 use crate::evidence::files::EvidenceDir;
@@ -15,27 +15,23 @@ pub const CRASH: &str = "crash";
 
 /// Admissions without a completion, found entry by entry.
 #[derive(Default)]
-pub struct OpenExchanges(BTreeMap<String, (Admission, Timestamp)>);
+pub struct OpenExchanges(BTreeMap<String, (Opened, Timestamp)>);
 
 impl OpenExchanges {
     /// Takes the next entry of the log.
     pub fn see(&mut self, entry: &[u8]) {
         let Ok(leaf) = serde_json::from_slice::<Leaf>(entry) else { return };
-        match leaf.event {
-            Event::Admission(admission) => {
-                self.0.insert(admission.request_id.clone(), (admission, leaf.time));
-            }
-            Event::Completion(completion) => {
-                self.0.remove(&completion.request_id);
-            }
-            _ => {}
+        if let Some(opened) = leaf.event.opens() {
+            self.0.insert(opened.request_id.clone(), (opened, leaf.time));
+        } else if let Event::Completion(completion) = leaf.event {
+            self.0.remove(&completion.request_id);
         }
     }
 
     /// Gives the closing leaves, with what is left of each recording to its last whole frame. What upstream was sent and
     /// what the mask did is not known any more: those counts are zero.
     pub fn settle(self, dir: &EvidenceDir, now: Timestamp) -> Result<Vec<Staged>, EvidenceError> {
-        let id = |a: &Admission| RecordingId::parse(&a.request_id).filter(|_| a.recorded);
+        let id = |a: &Opened| RecordingId::parse(&a.request_id).filter(|_| a.recorded);
         let ids: BTreeSet<RecordingId> = self.0.values().filter_map(|(a, _)| id(a)).collect();
         let since = self.0.values().map(|(_, time)| *time).min().unwrap_or(now);
         let mut found = segments::ends(dir, &ids, since)?;
@@ -44,14 +40,14 @@ impl OpenExchanges {
     }
 }
 
-fn close(admission: &Admission, recorded: Option<Ending>, now: Timestamp) -> Staged {
+fn close(opened: &Opened, recorded: Option<Ending>, now: Timestamp) -> Staged {
     let recorded_sha256 = recorded.as_ref().map(|r| r.tally.digest());
     let Ending { tally, head, at_ms } = recorded.unwrap_or_default();
     let head = serde_json::from_slice::<Head>(&head).ok();
     let (response_sha256, response_bytes) = tally.response();
     let completion = Completion {
-        request_id: admission.request_id.clone(),
-        spiffe_id: admission.spiffe_id.clone(),
+        request_id: opened.request_id.clone(),
+        spiffe_id: opened.spiffe_id.clone(),
         status: head.and_then(|h| h.line.parse().ok()).unwrap_or(0),
         request_bytes: 0,
         request_sha256: Sha256::of(b""),

@@ -8,7 +8,9 @@ use serde::Serialize;
 use crate::domain::approval::ApprovalState;
 use crate::domain::digest::Sha256;
 use crate::domain::key::Jkt;
-use crate::domain::leaf::{Admission, ApprovalChange, Completion, Event, Issuance, JwtIssuance, Mint};
+use crate::domain::leaf::{
+    Admission, ApprovalChange, Completion, Event, Issuance, JwtIssuance, Mint, Opened, PublicAdmission,
+};
 use crate::domain::time::Timestamp;
 use crate::evidence::EvidenceError;
 use crate::evidence::reader::{LogReader, ReadEntry};
@@ -54,6 +56,8 @@ pub struct Report {
     pub links: Links,
     /// Entries that are durable and not under the checkpoint.
     pub staged: u64,
+    /// Exchanges of public routes, whose callers nobody proved.
+    pub public: u64,
     /// Exchanges without an end or a whole recording: the service was stopped hard, or its disk was full.
     pub incomplete: u64,
 }
@@ -114,6 +118,7 @@ pub fn verify(reader: &LogReader, anchors: &Anchors<'_>) -> Result<Report, Verif
         kept_size: kept.map(|k| k.size),
         links: chain.links,
         staged: reader.staged(checkpoint.size).len() as u64,
+        public: chain.public,
         incomplete: chain.open.len() as u64 + chain.incomplete,
     })
 }
@@ -197,10 +202,11 @@ struct Chain {
     decided: HashMap<String, ApprovalState>,
     consumed: HashSet<String>,
     proofs: HashSet<Sha256>,
-    open: HashMap<String, Admission>,
+    open: HashMap<String, Opened>,
     /// What lies in the segments.
     recordings: HashMap<RecordingId, Tally>,
     links: Links,
+    public: u64,
     incomplete: u64,
 }
 
@@ -219,6 +225,7 @@ impl Chain {
             }
             Event::Mint(mint) => self.mint(mint, entry).map_err(fail),
             Event::Admission(admission) => self.admission(admission, entry).map_err(fail),
+            Event::PublicAdmission(admission) => self.public(admission, &entry.leaf.event).map_err(fail),
             Event::ApprovalChanged(change) => self.approval(change).map_err(fail),
             Event::Completion(completion) => self.completion(completion).map_err(fail),
             _ => Ok(()),
@@ -304,7 +311,21 @@ impl Chain {
             }
             self.links.approval += 1;
         }
-        match self.open.insert(admission.request_id.clone(), admission.clone()) {
+        self.opened(&entry.leaf.event)
+    }
+
+    /// Of a public route there is nobody to prove; that it was admitted and how it ended is held like any other.
+    fn public(&mut self, admission: &PublicAdmission, event: &Event) -> Result<(), String> {
+        if admission.policy_version.is_empty() {
+            return Err("admitted without a policy version".into());
+        }
+        self.public += 1;
+        self.opened(event)
+    }
+
+    fn opened(&mut self, event: &Event) -> Result<(), String> {
+        let Some(opened) = event.opens() else { return Ok(()) };
+        match self.open.insert(opened.request_id.clone(), opened) {
             None => Ok(()),
             Some(_) => Err("one request was admitted twice".into()),
         }

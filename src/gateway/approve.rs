@@ -4,7 +4,6 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use http::HeaderMap;
 
 use crate::domain::approval::{Approval, ApprovalState, Shown, may_approve};
 use crate::domain::digest::Sha256;
@@ -16,9 +15,11 @@ use crate::domain::time::Timestamp;
 use crate::domain::verdict::{ApprovalRule, Decision, Verdict};
 use crate::gateway::authenticate::Caller;
 use crate::gateway::authorize;
+use crate::gateway::config::Access;
 use crate::gateway::execution::Execution;
 use crate::gateway::headers;
 use crate::gateway::inject::Injected;
+use crate::gateway::prefer;
 use crate::gateway::read::Incoming;
 use crate::gateway::routes::{MAX_HOLD, Route, Rules};
 use crate::gateway::serve::Gateway;
@@ -40,6 +41,19 @@ pub struct Permit {
 }
 
 impl Permit {
+    /// What anybody may do, by a route's own word; none for a route that demands a proof.
+    pub fn public(route: &Route, policy_version: &str) -> Option<Self> {
+        let verdict = Verdict {
+            decision: Decision::Allow,
+            rules: Vec::new(),
+            policy_version: policy_version.to_owned(),
+            fix: None,
+            reason: None,
+        };
+        let permit = Self { verdict, consumed: None, execution: None, used: None };
+        (route.access == Access::DangerPublic).then_some(permit)
+    }
+
     /// The decision behind it.
     pub const fn verdict(&self) -> &Verdict {
         &self.verdict
@@ -200,8 +214,8 @@ impl Gateway {
         let mut changes = self.stores.approvals.changes();
         let approval = self.ask(asking, &verdict, rule, digest, now).await?;
         let headers = &asking.request.head.headers;
-        let wait = prefer_wait(headers);
-        let preferred = wait.is_some() || prefers(headers).any(|p| p.eq_ignore_ascii_case("respond-async"));
+        let wait = prefer::wait(headers);
+        let preferred = wait.is_some() || prefer::respond_async(headers);
         // No longer than the certificate: nobody comes back with a key that has ended.
         let life = asking.caller.token.svid_end.since(now);
         let deadline = tokio::time::Instant::now() + wait.unwrap_or_default().min(MAX_HOLD).min(life);
@@ -340,21 +354,6 @@ fn waiting(approval: &Approval, verdict: &Verdict, preferred: bool) -> Refusal {
         policy: Some(authorize::reason(verdict)),
         ..Refusal::new(status, "approval-required", detail)
     }
-}
-
-/// The preferences of a request (RFC 7240 section 2).
-fn prefers(headers: &HeaderMap) -> impl Iterator<Item = &str> {
-    let values = headers.get_all("prefer").iter().filter_map(|v| v.to_str().ok());
-    values.flat_map(|v| v.split([',', ';'])).map(str::trim)
-}
-
-/// `Prefer: wait=N` (RFC 7240 section 4.3).
-fn prefer_wait(headers: &HeaderMap) -> Option<Duration> {
-    prefers(headers)
-        .filter_map(|p| p.split_once('='))
-        .find(|(name, _)| name.trim().eq_ignore_ascii_case("wait"))
-        .and_then(|(_, seconds)| seconds.trim().trim_matches('"').parse().ok())
-        .map(Duration::from_secs)
 }
 
 fn digest(asking: &Asking<'_>, verdict: &Verdict) -> Sha256 {

@@ -246,10 +246,7 @@ impl Gateway {
 
 /// The one access token of a request (P11): `DPoP` scheme, one header, nothing in the query.
 fn credential(headers: &HeaderMap, query: &str) -> Result<AccessToken, Refusal> {
-    if authorize::names_token(query.as_bytes()) {
-        return Err(Refusal::new(400, "credential", "an access token in the query is never accepted")
-            .with_error(OauthError::InvalidRequest));
-    }
+    without_token(query)?;
     let mut values = headers.get_all(header::AUTHORIZATION).iter();
     let (first, second) = (values.next(), values.next());
     if second.is_some() {
@@ -274,6 +271,15 @@ fn credential(headers: &HeaderMap, query: &str) -> Result<AccessToken, Refusal> 
         ));
     }
     Ok(AccessToken::new(token.to_owned()))
+}
+
+/// A query that carries an access token is refused: upstream would get it, and write it down.
+pub(super) fn without_token(query: &str) -> Result<(), Refusal> {
+    if authorize::names_token(query.as_bytes()) {
+        return Err(Refusal::new(400, "credential", "an access token in the query is never accepted")
+            .with_error(OauthError::InvalidRequest));
+    }
+    Ok(())
 }
 
 /// The leaf on the connection, read once.

@@ -34,8 +34,8 @@ pub enum Cut {
 
 /// What bounds an exchange.
 pub struct Bounds {
-    /// Whom it is for; a stop of any part of it ends the exchange.
-    pub subject: Subject,
+    /// Whom it is for; a stop of any part of it ends the exchange. None: anybody, of a public route.
+    pub subject: Option<Subject>,
     /// When it ends at the latest.
     pub until: Timestamp,
     /// Ends every exchange: the service goes.
@@ -48,7 +48,9 @@ impl Bounds {
         let mut revoked = stores.revocations.watch();
         let end = Instant::now() + self.until.since(stores.clock.now());
         loop {
-            if revoked.borrow_and_update().stops(&self.subject, stores.clock.now()).is_some() {
+            let now = stores.clock.now();
+            let stops = revoked.borrow_and_update().clone();
+            if self.subject.as_ref().is_some_and(|subject| stops.stops(subject, now).is_some()) {
                 return Cut::Revoked;
             }
             tokio::select! {

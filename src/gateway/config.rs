@@ -137,6 +137,12 @@ pub struct RouteConfig {
     /// A credential of the upstream's own.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub inject: Option<InjectConfig>,
+    /// Headers of requests towards upstream.
+    #[serde(default, skip_serializing_if = "HeaderRulesConfig::is_empty")]
+    pub request_headers: HeaderRulesConfig,
+    /// Headers of answers towards the client.
+    #[serde(default, skip_serializing_if = "HeaderRulesConfig::is_empty")]
+    pub response_headers: HeaderRulesConfig,
     /// What a caller must bring.
     #[serde(default)]
     pub access: Access,
@@ -205,6 +211,25 @@ pub enum RecordMode {
     Off,
 }
 
+/// `request_headers` and `response_headers` of a route.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct HeaderRulesConfig {
+    /// Names and values that are there once, whatever was sent.
+    #[serde(default)]
+    pub set: BTreeMap<String, String>,
+    /// Names that go.
+    #[serde(default)]
+    pub remove: Vec<String>,
+}
+
+impl HeaderRulesConfig {
+    /// Whether nothing is changed.
+    pub fn is_empty(&self) -> bool {
+        self.set.is_empty() && self.remove.is_empty()
+    }
+}
+
 /// `inject` of a route.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -252,6 +277,8 @@ pub enum Access {
     Proof,
     /// The certificate on the connection, too.
     ProofAndCertificate,
+    /// Nothing: anybody may call the operations that the route lists. Policy is not asked.
+    DangerPublic,
 }
 
 /// `[[route.operation]]`.

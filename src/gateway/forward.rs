@@ -5,15 +5,17 @@ use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use bytes::Bytes;
-use http::header::{self, HeaderName, HeaderValue};
+use http::header::{self, HeaderValue};
 use http::{HeaderMap, Request, Response, Version};
 use http_body_util::{BodyExt as _, Full};
 use hyper::body::{Body, Frame, Incoming as IncomingBody, SizeHint};
 use tokio::time::Instant;
 
 use crate::domain::refusal::Refusal;
-use crate::gateway::approve::{Asking, Permit};
+use crate::gateway::approve::Permit;
+use crate::gateway::authenticate::Caller;
 use crate::gateway::bounds::Bounds;
+use crate::gateway::carry::Carry;
 use crate::gateway::headers;
 use crate::gateway::record::Exchange;
 use crate::gateway::serve::Gateway;
@@ -128,9 +130,9 @@ where
 }
 
 /// The masker of a request towards upstream, where the route's mask says so. A body that it cannot read does not pass.
-fn request_masker(asking: &Asking<'_>, body: &Outgoing) -> Result<Option<Masker>, Refusal> {
-    let Some(rules) = asking.route.mask.as_ref().filter(|rules| rules.requests) else { return Ok(None) };
-    let headers = &asking.request.head.headers;
+fn request_masker(carry: &Carry<'_>, body: &Outgoing) -> Result<Option<Masker>, Refusal> {
+    let Some(rules) = carry.route.mask.as_ref().filter(|rules| rules.requests) else { return Ok(None) };
+    let headers = &carry.request.head.headers;
     if body.is_empty() {
         return Ok(None);
     }
@@ -193,22 +195,22 @@ impl Gateway {
     /// Sends the permitted request; the permit is used up.
     pub async fn forward(
         &self,
-        asking: &Asking<'_>,
+        carry: &Carry<'_>,
         permit: Permit,
         exchange: &Exchange,
         body: Outgoing,
         bounds: &Bounds,
     ) -> Result<(Response<IncomingBody>, Place), Unanswered> {
-        let upstream = &asking.route.upstream;
-        let target = asking.request.target();
+        let upstream = &carry.route.upstream;
+        let target = carry.request.target();
         let mut request = Request::new(());
-        *request.method_mut() = asking.request.method().clone();
+        *request.method_mut() = carry.request.method().clone();
         *request.version_mut() = Version::HTTP_11;
-        let (parent, call) = asking.request.trace.call(self.tracer.as_ref(), upstream.authority().as_str());
-        *request.headers_mut() = self.headers(asking, &permit, &target, &parent)?;
+        let (parent, call) = carry.request.trace.call(self.tracer.as_ref(), upstream.authority().as_str());
+        *request.headers_mut() = self.headers(carry, &permit, &target, &parent)?;
         let (head, ()) = request.into_parts();
         drop(permit);
-        let masker = request_masker(asking, &body)?;
+        let masker = request_masker(carry, &body)?;
         let body = body.recorded(exchange, masker);
         let blameless = || exchange.request_fault().is_some();
         let sending = upstream.send(&head, &target, body, &blameless);
@@ -221,7 +223,7 @@ impl Gateway {
         drop(call);
         match answered {
             Some(Ok(answered)) => Ok(answered),
-            Some(Err(unsent)) => Err(unanswered(&asking.route.name, exchange, &unsent)),
+            Some(Err(unsent)) => Err(unanswered(&carry.route.name, exchange, &unsent)),
             None if !exchange.request_ended() => {
                 let refusal = Refusal::new(408, "body", "the request's body, or upstream's reading of it, stood still");
                 Err(Unanswered { refusal, sent: true })
@@ -233,19 +235,20 @@ impl Gateway {
         }
     }
 
-    fn headers(&self, asking: &Asking<'_>, permit: &Permit, target: &str, parent: &str) -> Result<HeaderMap, Refusal> {
-        let upstream = &asking.route.upstream;
-        let request = asking.request;
+    fn headers(&self, carry: &Carry<'_>, permit: &Permit, target: &str, parent: &str) -> Result<HeaderMap, Refusal> {
+        let upstream = &carry.route.upstream;
+        let request = carry.request;
         let mut headers = headers::towards_upstream(
             &request.head.headers,
-            asking.route.mask.is_some() || asking.route.inject.is_some() || self.judges_calls(asking),
+            carry.route.mask.is_some() || carry.route.inject.is_some() || self.judges_calls(carry),
         );
         if !request.trace.is_continued() {
             // It belongs to a parent that was not taken (W3C Trace Context section 3.4).
             headers.remove("tracestate");
         }
+        carry.route.request_headers.apply(&mut headers);
         headers.insert(header::HOST, upstream.host().clone());
-        headers.extend(self.own_headers(asking, permit, target, parent)?);
+        headers.extend(self.own_headers(carry, permit, target, parent)?);
         headers.append(header::VIA, HeaderValue::from_static(via(request.head.version)));
         if headers::takes_trailers(&request.head.headers) {
             headers.insert(header::TE, HeaderValue::from_static("trailers"));
@@ -256,7 +259,7 @@ impl Gateway {
         if let Some(handshake) = &request.handshake {
             handshake.ask(&mut headers);
         }
-        if let (Some(inject), Some(injected)) = (&asking.route.inject, asking.injected) {
+        if let (Some(inject), Some(injected)) = (&carry.route.inject, carry.injected) {
             headers.insert(inject.header.clone(), injected.value.clone());
         }
         Ok(headers)
@@ -265,49 +268,54 @@ impl Gateway {
     /// What the gateway says to upstream itself: who asks, by a token for this one request, and in which trace.
     pub(super) fn own_headers(
         &self,
-        asking: &Asking<'_>,
+        carry: &Carry<'_>,
         permit: &Permit,
         target: &str,
         parent: &str,
     ) -> Result<HeaderMap, Refusal> {
-        let (upstream, request) = (&asking.route.upstream, asking.request);
-        let text = |value: &str| {
-            HeaderValue::from_str(value)
-                .map_err(|e| Refusal::new(400, "header", "a header cannot be written").because(e))
-        };
+        let request = carry.request;
+        let mut headers = HeaderMap::new();
+        if let Some(caller) = carry.caller {
+            headers.insert("txn-token", self.txn_token(carry, caller, permit, target)?);
+        }
+        headers.insert(header::FORWARDED, text(&format!("proto=https;host=\"{}\"", request.origin.authority()))?);
+        headers.insert("popgate-request-id", text(&request.id)?);
+        headers.insert("traceparent", text(parent)?);
+        Ok(headers)
+    }
+
+    fn txn_token(
+        &self,
+        carry: &Carry<'_>,
+        caller: &Caller,
+        permit: &Permit,
+        target: &str,
+    ) -> Result<HeaderValue, Refusal> {
+        let (upstream, request) = (&carry.route.upstream, carry.request);
         let context = txn_token::Context {
             upstream: upstream.url().to_owned(),
-            operation: asking.intent.operation.clone(),
-            object: asking.intent.object.clone(),
+            operation: carry.operation.to_owned(),
+            object: carry.object.to_owned(),
             rule: permit.verdict().rule().to_owned(),
             policy_version: permit.verdict().policy_version.clone(),
             request_sha256: request_digest(request.method().as_str(), upstream.authority().as_str(), target),
             // What upstream gets of a masked request is another body.
-            body_sha256: asking
+            body_sha256: carry
                 .body
-                .filter(|_| !asking.route.mask.as_ref().is_some_and(|m| m.requests))
+                .filter(|_| !carry.route.mask.as_ref().is_some_and(|m| m.requests))
                 .map(|b| crate::domain::digest::Sha256::of(b)),
         };
         let now = self.stores.clock.now();
-        let token = txn_token::sign(
-            &self.trust_domain,
-            &request.id,
-            &asking.intent.principal.spiffe_id,
-            &context,
-            now,
-            &self.txn_key,
-        );
+        let client = &caller.token.claims.client_id;
+        let token = txn_token::sign(&self.trust_domain, &request.id, client, &context, now, &self.txn_key);
         let mut token = text(&token)?;
         token.set_sensitive(true);
-        Ok([
-            (HeaderName::from_static("txn-token"), token),
-            (header::FORWARDED, text(&format!("proto=https;host=\"{}\"", request.origin.authority()))?),
-            (HeaderName::from_static("popgate-request-id"), text(&request.id)?),
-            (HeaderName::from_static("traceparent"), text(parent)?),
-        ]
-        .into_iter()
-        .collect())
+        Ok(token)
     }
+}
+
+fn text(value: &str) -> Result<HeaderValue, Refusal> {
+    HeaderValue::from_str(value).map_err(|e| Refusal::new(400, "header", "a header cannot be written").because(e))
 }
 
 /// Waits for an answer as long as the body moves: a long upload is not silence. Once it is whole, upstream may think for

@@ -61,6 +61,9 @@ fn remove_hop(headers: &mut HeaderMap) {
     }
 }
 
+/// Headers that make another method of a request's.
+const METHODS: [&str; 3] = ["x-http-method-override", "x-http-method", "x-method-override"];
+
 /// Names that upstreams believe for what a proxy says, or that turn the request into another than policy judged. A name
 /// with `_` reads as the same name with `-` behind CGI and WSGI.
 fn is_claim(name: &str) -> bool {
@@ -79,7 +82,6 @@ fn is_claim(name: &str) -> bool {
         "x-authenticated-",
         "x-webauth-",
     ];
-    const METHODS: [&str; 3] = ["x-http-method-override", "x-http-method", "x-method-override"];
     name.contains('_') || METHODS.contains(&name) || PREFIXES.iter().any(|p| name.starts_with(p))
 }
 
@@ -210,6 +212,29 @@ pub fn is_secret(name: &str) -> bool {
         "x-auth-token",
     ];
     NAMES.contains(&name)
+}
+
+/// What no route may change: it frames the message or says how it is read, is checked elsewhere, or is ours to say.
+pub fn is_fixed(name: &str) -> bool {
+    const NAMES: [&str; 11] = [
+        "host",
+        "content-length",
+        "content-type",
+        "content-encoding",
+        "content-range",
+        "expect",
+        "trailer",
+        "via",
+        "forwarded",
+        "traceparent",
+        "www-authenticate",
+    ];
+    const PREFIXES: [&str; 3] = ["grpc-", "sec-websocket-", "access-control-"];
+    HOP.contains(&name)
+        || NAMES.contains(&name)
+        || METHODS.contains(&name)
+        || PREFIXES.iter().any(|p| name.starts_with(p))
+        || is_ours(name)
 }
 
 /// Names and values for a recording: credentials and cookies have no place in it.

@@ -1,23 +1,28 @@
 //! The gateway plane. `serve` is one request, top to bottom; the other files are its steps.
 
+mod admission;
 pub mod answer;
 pub mod approve;
 pub mod authenticate;
 pub mod authorize;
 pub mod authz;
 pub mod bounds;
+pub mod carry;
 pub mod config;
 pub mod cors;
 pub mod details;
 pub mod execution;
 pub mod forward;
 pub mod grpc_mask;
+pub mod header_rules;
 pub mod headers;
 pub mod inject;
 pub mod mask;
 pub mod masks;
 pub mod matching;
 pub mod parts;
+pub mod prefer;
+pub mod public;
 pub mod pump;
 pub mod read;
 pub mod record;

@@ -11,9 +11,9 @@ use hyper::body::{Body as _, Incoming};
 
 use crate::domain::refusal::Refusal;
 use crate::domain::verdict::Decision;
-use crate::gateway::approve::Asking;
 use crate::gateway::authenticate::Caller;
 use crate::gateway::authorize;
+use crate::gateway::carry::Carry;
 use crate::gateway::details;
 use crate::gateway::mask::{CallJudge, Treatment};
 use crate::gateway::read::Incoming as Request;
@@ -75,15 +75,15 @@ impl Gateway {
     }
 
     /// Whether the answer to this request is looked through for tool calls.
-    pub fn judges_calls(&self, asking: &Asking<'_>) -> bool {
-        operation::judges_calls(&asking.route.operations, asking.request.path.as_str())
+    pub fn judges_calls(&self, carry: &Carry<'_>) -> bool {
+        operation::judges_calls(&carry.route.operations, carry.request.path.as_str())
     }
 
     /// Puts a gate before an answer whose tool calls are judged. A whole answer is judged here, so that the client reads
     /// why it does not get it; a stream is judged as it comes.
     pub async fn gate(
         self: &Arc<Self>,
-        asking: &Asking<'_>,
+        carry: &Carry<'_>,
         parts: &Parts,
         body: Incoming,
         treatment: &mut Treatment,
@@ -98,8 +98,10 @@ impl Gateway {
         }
         let kind = parts.headers.get(header::CONTENT_TYPE).and_then(|v| v.to_str().ok()).unwrap_or_default();
         let mut gate = CallGate::for_content_type(kind).ok_or_else(|| unreadable("its type holds none"))?;
-        let (gateway, caller, request) = (self.clone(), asking.caller.clone(), asking.request.clone());
-        let route = asking.route.name.clone();
+        // A public route has no operations of calls: its configuration is refused.
+        let caller = carry.caller.cloned().ok_or_else(|| unreadable("nobody is there to judge them for"))?;
+        let (gateway, request) = (self.clone(), carry.request.clone());
+        let route = carry.route.name.clone();
         if matches!(gate, CallGate::Events(_)) {
             let judge: CallJudge = Box::new(move |call| {
                 let judged = gateway.judge_call(&caller, &request, &route, call);

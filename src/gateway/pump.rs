@@ -85,7 +85,8 @@ async fn run(
         }
         Err(cut) => {
             let name = <&str>::from(cut);
-            tracing::info!(why = name, spiffe_id = %bounds.subject.spiffe_id, "a response was cut");
+            let spiffe_id = bounds.subject.as_ref().map(|s| s.spiffe_id.as_str());
+            tracing::info!(why = name, spiffe_id, "a response was cut");
             metrics::counter!("popgate_streams_cut_total", "why" => name).increment(1);
             if course.events && cut != Cut::ClientGone {
                 tell(&exchange, &client, name).await;

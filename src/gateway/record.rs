@@ -1,6 +1,5 @@
 //! One admitted exchange: its opening leaf, its recording, its counters, and its one closing leaf.
 
-use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -8,13 +7,15 @@ use http::{HeaderMap, StatusCode};
 use tokio::time::Instant;
 use tokio_util::task::task_tracker::TaskTrackerToken;
 
-use crate::domain::digest::{Hasher, Opening, Sha256};
-use crate::domain::leaf::{Admission, Completion, Event, Leaf, Staged};
+use crate::domain::digest::{Hasher, Sha256};
+use crate::domain::leaf::{Completion, Event, Staged};
 use crate::domain::recording::FrameKind;
 use crate::domain::refusal::Refusal;
 use crate::domain::spiffe_id::SpiffeId;
 use crate::domain::time::Timestamp;
-use crate::gateway::approve::{Asking, Permit};
+use crate::gateway::admission::admission;
+use crate::gateway::approve::Permit;
+use crate::gateway::carry::Carry;
 use crate::gateway::config::RecordMode;
 use crate::gateway::headers;
 use crate::gateway::read::Incoming;
@@ -23,7 +24,7 @@ use crate::gateway::trace::{End, Phase};
 use crate::protocol::masking::{self, Counts, MaskRules, Masker};
 use crate::protocol::transcript::Head;
 use crate::store::evidence::Recording;
-use crate::store::{Stores, Unavailable, entropy};
+use crate::store::{Stores, Unavailable};
 
 /// An exchange between its opening and its closing leaf. Shared by the two directions.
 #[derive(Clone)]
@@ -32,7 +33,8 @@ pub struct Exchange(Arc<Mutex<Inner>>);
 struct Inner {
     stores: Stores,
     request: Arc<Incoming>,
-    spiffe_id: SpiffeId,
+    /// Whose it is; none: anybody's, of a public route.
+    spiffe_id: Option<SpiffeId>,
     began: Timestamp,
     recording: Option<Box<dyn Recording>>,
     /// Whether the exchange goes on where its recording cannot.
@@ -74,9 +76,9 @@ enum RequestMask {
 
 impl Gateway {
     /// Makes the opening leaf durable and begins the recording, before upstream is dialled.
-    pub async fn open(&self, asking: &Asking<'_>, permit: &Permit) -> Result<Exchange, Refusal> {
-        let request = asking.request;
-        let mode = if asking.for_edge { RecordMode::Off } else { asking.route.record };
+    pub async fn open(&self, carry: &Carry<'_>, permit: &Permit) -> Result<Exchange, Refusal> {
+        let request = carry.request;
+        let mode = if carry.for_edge { RecordMode::Off } else { carry.route.record };
         let degraded = mode == RecordMode::Degraded;
         let begin = || self.stores.evidence.record(&request.id);
         let recording = match (mode != RecordMode::Off).then(begin) {
@@ -88,18 +90,18 @@ impl Gateway {
             }
             Some(Err(error)) => return Err(error.into()),
         };
-        let (leaf, openings) = self.admission(asking, permit, recording.is_some());
+        let admission = admission(carry, permit, recording.is_some(), self.stores.clock.now());
         let mut inner = Inner {
             stores: self.stores.clone(),
             request: request.clone(),
-            spiffe_id: asking.intent.principal.spiffe_id.clone(),
+            spiffe_id: carry.caller.map(|c| c.token.claims.client_id.clone()),
             began: self.stores.clock.now(),
             recording,
             degraded,
             lost: false,
             fault: None,
-            request_mask: request_mask(asking),
-            message_mask: asking.route.mask.clone(),
+            request_mask: request_mask(carry),
+            message_mask: carry.route.mask.clone(),
             sent: (0, Hasher::default()),
             response: (0, Hasher::default()),
             upstream_bytes: 0,
@@ -116,42 +118,13 @@ impl Gateway {
         // In a task of its own: a client that goes now must not leave an admission without its end.
         let evidence = self.stores.evidence.clone();
         let opening = self.tasks.spawn(async move {
-            evidence.append(Staged { leaf, openings }).await?;
+            evidence.append(admission).await?;
             inner.sealed = false;
             inner.request.trace.carry();
             metrics::gauge!("popgate_open_exchanges").increment(1);
             Ok::<_, Unavailable>(Exchange(Arc::new(Mutex::new(inner))))
         });
         Ok(opening.await.map_err(|e| Refusal::unavailable("the evidence log", e))??)
-    }
-
-    fn admission(&self, asking: &Asking<'_>, permit: &Permit, recorded: bool) -> (Leaf, BTreeMap<String, Opening>) {
-        let request = asking.request;
-        let openings: BTreeMap<String, Opening> = [
-            ("proof".to_owned(), entropy::seal(asking.caller.proof.expose())),
-            ("target".to_owned(), entropy::seal(request.target())),
-            ("object".to_owned(), entropy::seal(asking.intent.object.clone())),
-        ]
-        .into();
-        let commitment = |name: &str| openings[name].commitment();
-        let event = Event::Admission(Admission {
-            request_id: request.id.clone(),
-            spiffe_id: asking.intent.principal.spiffe_id.clone(),
-            jkt: asking.caller.jkt(),
-            token_sha256: asking.caller.token_sha256,
-            proof: commitment("proof"),
-            method: request.method().to_string(),
-            target: commitment("target"),
-            route: asking.route.name.clone(),
-            operation: asking.intent.operation.clone(),
-            object: commitment("object"),
-            rules: permit.verdict().rules.clone(),
-            policy_version: permit.verdict().policy_version.clone(),
-            approval: permit.consumed().cloned(),
-            recorded,
-            used: permit.used(),
-        });
-        (Leaf { time: self.stores.clock.now(), event }, openings)
     }
 }
 
@@ -160,9 +133,9 @@ fn unrecorded(request_id: &str, error: &Unavailable) {
     metrics::counter!("popgate_unrecorded_total").increment(1);
 }
 
-fn request_mask(asking: &Asking<'_>) -> RequestMask {
-    let Some(rules) = &asking.route.mask else { return RequestMask::Plain };
-    let kind = asking.request.head.headers.get(http::header::CONTENT_TYPE).and_then(|v| v.to_str().ok());
+fn request_mask(carry: &Carry<'_>) -> RequestMask {
+    let Some(rules) = &carry.route.mask else { return RequestMask::Plain };
+    let kind = carry.request.head.headers.get(http::header::CONTENT_TYPE).and_then(|v| v.to_str().ok());
     match Masker::for_content_type(rules, kind.unwrap_or_default()) {
         Ok(masker) => RequestMask::Masked(Box::new(masker)),
         Err(_) => RequestMask::Omitted,

@@ -9,6 +9,7 @@ use crate::domain::spiffe_id::SpiffeId;
 use crate::gateway::config::{Access, MaskConfig, OneOrMany, OperationConfig, RecordMode, RouteConfig};
 use crate::gateway::cors::Cors;
 use crate::gateway::grpc_mask::Descriptors;
+use crate::gateway::header_rules::HeaderRules;
 use crate::gateway::inject::Inject;
 use crate::gateway::masks;
 use crate::gateway::matching::{Matcher, Wanted};
@@ -61,6 +62,10 @@ pub struct Route {
     pub record: RecordMode,
     /// The upstream's own credential.
     pub inject: Option<Inject>,
+    /// Headers towards upstream.
+    pub request_headers: HeaderRules,
+    /// Headers towards the client.
+    pub response_headers: HeaderRules,
     /// What a caller must bring.
     pub access: Access,
     /// Workloads that may ask the token service about tokens of the resource.
@@ -112,7 +117,9 @@ impl Rules {
             routes.push(route(config, &masks, sources)?);
         }
         check_ties(&routes)?;
-        let operations: Vec<Operation> = routes.iter().flat_map(|r| r.operations.clone()).collect();
+        // Policy is not asked about public routes: one that names their operations is told so.
+        let judged = routes.iter().filter(|r| r.access != Access::DangerPublic);
+        let operations: Vec<Operation> = judged.flat_map(|r| r.operations.clone()).collect();
         let policy = Arc::new(PolicyEngine::load(sources.policies, &operations)?);
         routes.sort_by_key(|r| std::cmp::Reverse(r.matcher.rank()));
         Ok(Self { routes, policy })
@@ -142,6 +149,14 @@ impl Rules {
     pub fn warnings(&self) -> Vec<String> {
         let mut found = Vec::new();
         for route in &self.routes {
+            if route.access == Access::DangerPublic {
+                let names: Vec<&str> = route.operations.iter().map(|o| o.name.as_str()).collect();
+                found.push(format!(
+                    "route {:?} is public: anybody may call {}, without proof, policy or approval",
+                    route.name,
+                    names.join(", ")
+                ));
+            }
             for (at, late) in route.operations.iter().enumerate() {
                 let covers = |o: &&Operation| {
                     o.method == late.method
@@ -217,6 +232,7 @@ fn route(
     if config.upstream.protocol == Protocol::Http2 && operations.iter().any(|o| o.websocket != WebSocket::Off) {
         return Err(bad("a WebSocket goes upstream over HTTP/1.1: upstream.protocol must be auto or http1".into()));
     }
+    check_public(config, &operations).map_err(bad)?;
     let introspect = config
         .introspect
         .iter()
@@ -232,6 +248,9 @@ fn route(
         mask,
         record: config.record,
         inject,
+        request_headers: HeaderRules::new(&config.request_headers).map_err(|e| bad(format!("request_headers: {e}")))?,
+        response_headers: HeaderRules::new(&config.response_headers)
+            .map_err(|e| bad(format!("response_headers: {e}")))?,
         access: config.access,
         introspect,
         nonce_required: config.nonce_required,
@@ -239,6 +258,28 @@ fn route(
         ends_with_token: config.ends_with_token,
         operations,
     })
+}
+
+/// What only makes sense of somebody who is proved.
+fn check_public(config: &RouteConfig, operations: &[Operation]) -> Result<(), String> {
+    if config.access != Access::DangerPublic {
+        return Ok(());
+    }
+    let part = |o: &Operation| [operation::MESSAGE, operation::CALL].contains(&o.method.as_str());
+    let asks = [
+        (config.nonce_required, "nonce_required"),
+        (config.content_digest, "content_digest"),
+        (config.ends_with_token, "ends_with_token"),
+        (!config.introspect.is_empty(), "introspect"),
+        (operations.iter().any(|o| o.websocket == WebSocket::Judge), "websocket = \"judge\""),
+        (operations.iter().any(part), "an operation of MESSAGE or CALL"),
+    ];
+    match asks.iter().find(|(asked, _)| *asked) {
+        None => Ok(()),
+        Some((_, key)) => {
+            Err(format!("access = \"danger_public\" proves nobody, so {key} has no meaning here: leave it out"))
+        }
+    }
 }
 
 fn operation(config: &OperationConfig) -> Result<Operation, String> {

@@ -7,36 +7,29 @@ use std::time::Duration;
 
 use arc_swap::ArcSwap;
 use bytes::Bytes;
-use http::{Method, Request, Response, StatusCode, header};
-use hyper::body::{Body as _, Incoming as IncomingBody};
+use http::{Request, Response, header};
+use hyper::body::Incoming as IncomingBody;
 use opentelemetry::global::BoxedTracer;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use crate::domain::approval::ApprovalState;
 use crate::domain::refusal::Refusal;
 use crate::domain::revocation::RevocationSet;
 use crate::domain::verdict::{Decision, Verdict};
 use crate::gateway::answer::{in_grpc, stamp};
-use crate::gateway::approve::{Asking, Permit};
+use crate::gateway::approve::Asking;
 use crate::gateway::authenticate::{Caller, Demand, Unproved, bad_proof};
 use crate::gateway::authorize;
-use crate::gateway::bounds::Bounds;
 use crate::gateway::config::Access;
 use crate::gateway::cors;
-use crate::gateway::forward::{Outgoing, Unanswered};
-use crate::gateway::headers;
-use crate::gateway::mask;
+use crate::gateway::forward::Outgoing;
+use crate::gateway::inject::Injected;
 use crate::gateway::matching::Wanted;
-use crate::gateway::pump::{self, Course};
 use crate::gateway::read::Incoming;
-use crate::gateway::record::Exchange;
 use crate::gateway::routes::{Route, Rules};
 use crate::gateway::tokens::Caches;
 use crate::gateway::trace::{Phase, Trace};
-use crate::gateway::upstream::endpoint::Place;
-use crate::gateway::websocket::{self, Relay};
 use crate::net::body::{self, AnyBody, ReadError};
 use crate::net::listener::{Peer, Serve};
 use crate::net::tls::OwnTls;
@@ -44,7 +37,7 @@ use crate::protocol::dpop::Window;
 use crate::protocol::htu::Origin;
 use crate::protocol::jws::SigningKey;
 use crate::protocol::nonce::NonceKey;
-use crate::protocol::operation::{self, Seen, WebSocket};
+use crate::protocol::operation::{self, Matched, Seen, WebSocket};
 use crate::store::{Stores, entropy};
 
 /// The plane's state.
@@ -134,18 +127,34 @@ impl Gateway {
         if let (Some(method), Some(page), Some(cors)) = (asked, &page, route.and_then(|r| r.cors.as_ref())) {
             return cors.answer(page, method);
         }
-        let mut response = match self.authenticate(peer, &request, &demand(route)).await {
-            Err(unproved) => self.refuse(request_id, &path, unproved).await,
-            Ok(caller) => {
-                trace.end(Phase::Authenticate);
-                trace.caller(&caller.token.claims.client_id);
-                self.proved(&rules, route, &Arc::new(request), body, &Arc::new(caller)).await
-            }
+        let open = route.filter(|r| r.access == Access::DangerPublic);
+        let mut response = match open {
+            Some(route) => self.public(&rules, route, &Arc::new(request), body).await,
+            None => self.demanding(peer, &rules, route, request, body).await,
         };
         if let Some(page) = page {
             cors::show(&page, response.headers_mut());
         }
         response
+    }
+
+    /// A request to a route, or to none, that demands a proof.
+    async fn demanding(
+        self: &Arc<Self>,
+        peer: &Peer,
+        rules: &Rules,
+        route: Option<&Route>,
+        request: Incoming,
+        body: IncomingBody,
+    ) -> Response<AnyBody> {
+        match self.authenticate(peer, &request, &demand(route)).await {
+            Err(unproved) => self.refuse(&request.id, request.path.as_str(), unproved).await,
+            Ok(caller) => {
+                request.trace.end(Phase::Authenticate);
+                request.trace.caller(&caller.token.claims.client_id);
+                self.proved(rules, route, &Arc::new(request), body, &Arc::new(caller)).await
+            }
+        }
     }
 
     async fn proved(
@@ -167,7 +176,12 @@ impl Gateway {
     }
 
     /// What a body must be for its operation to be known, and what of it is held for that.
-    async fn judged_body(&self, route: &Route, request: &Incoming, body: IncomingBody) -> Result<Outgoing, Refusal> {
+    pub(super) async fn judged_body(
+        &self,
+        route: &Route,
+        request: &Incoming,
+        body: IncomingBody,
+    ) -> Result<Outgoing, Refusal> {
         let headers = &request.head.headers;
         let body = Outgoing::Streaming(body);
         if request.handshake.is_some() {
@@ -204,36 +218,16 @@ impl Gateway {
         if let Some(held) = bytes_of(&body) {
             caller.signed_body.check(held, route.content_digest).map_err(bad_proof)?;
         }
-        let headers = &request.head.headers;
-        let seen = Seen {
-            method,
-            path: request.path.as_str(),
-            query: request.query(),
-            body: bytes_of(&body).map(|b| &b[..]),
-            header: &|name| authorize::one_header(headers, name),
-            headers_named: &|prefix| authorize::headers_named(headers, prefix),
-        };
-        let matched = authorize::classify(route, &seen, &rules.policy)?;
-        if matched.operation.reads_body() {
-            authorize::readable(headers)?;
-        }
-        request.trace.operation(&matched.operation.name);
+        let matched = matched(rules, route, request, bytes_of(&body))?;
         *operation = Some(matched.operation.name.clone());
-        if request.handshake.is_some() && matched.operation.websocket == WebSocket::Off {
-            return Err(authorize::unlisted(&rules.policy, "the operation with this path opens no WebSocket"));
-        }
+        opens(rules, request, &matched)?;
         let intent = authorize::intent(caller, route, &matched, method, self.stores.clock.now());
         let verdict = authorize::decide(&rules.policy, caller, &intent)?;
         if matches!(verdict.decision, Decision::AllowWithApproval(_)) {
             body = self.held(body).await?;
         }
         let held = bytes_of(&body).cloned();
-        let injected = match &route.inject {
-            None => None,
-            Some(inject) => {
-                Some(inject.read().await.map_err(|e| Refusal::unavailable("the upstream's credential", e))?)
-            }
-        };
+        let injected = injected(route).await?;
         let (held, injected) = (held.as_ref(), injected.as_ref());
         let websocket = matched.operation.websocket;
         let asking =
@@ -251,129 +245,11 @@ impl Gateway {
         let mut permit = self.permit(asking, verdict).await?;
         asking.request.trace.end(Phase::Hold);
         let execution = permit.take_execution();
-        let (result, state) = self.carry(asking, permit, body).await;
+        let (result, state) = self.carry(&asking.carry(), permit, body).await;
         if let Some(execution) = execution {
             execution.end(state).await;
         }
         result
-    }
-
-    /// Opens, forwards, answers; and says what an approval of this request has come to.
-    async fn carry(
-        self: &Arc<Self>,
-        asking: &Asking<'_>,
-        permit: Permit,
-        body: Outgoing,
-    ) -> (Result<Response<AnyBody>, Refusal>, ApprovalState) {
-        let exchange = match self.open(asking, &permit).await {
-            Ok(exchange) => exchange,
-            Err(refusal) => return (Err(refusal), ApprovalState::Failed),
-        };
-        let bounds = self.bounds(asking);
-        asking.request.trace.end(Phase::Log);
-        let forwarded = self.forward(asking, permit, &exchange, body, &bounds).await;
-        asking.request.trace.end(Phase::Upstream);
-        let (result, state) = match forwarded {
-            Ok((upstream, place)) => {
-                if let (StatusCode::UNAUTHORIZED, Some(inject)) = (upstream.status(), &asking.route.inject) {
-                    inject.refused(asking.injected);
-                }
-                let done = upstream.status().is_success() || upstream.status() == StatusCode::SWITCHING_PROTOCOLS;
-                let state = if done { ApprovalState::Done } else { ApprovalState::Failed };
-                (self.answer(asking, upstream, &exchange, bounds, place).await, state)
-            }
-            Err(Unanswered { refusal, sent }) => {
-                (Err(refusal), if sent { ApprovalState::Unknown } else { ApprovalState::Failed })
-            }
-        };
-        if let Err(refusal) = &result {
-            exchange.answered(refusal.status);
-            exchange.seal(refusal.kind);
-        }
-        (result, state)
-    }
-
-    /// No exchange outlives the certificate, whatever upstream does.
-    fn bounds(&self, asking: &Asking<'_>) -> Bounds {
-        let token = &asking.caller.token;
-        let mut until = self.stores.clock.now().plus(self.stream_max).min(token.svid_end);
-        if asking.route.ends_with_token {
-            until = until.min(token.claims.exp);
-        }
-        Bounds { subject: asking.caller.subject.clone(), until, ending: self.ending.clone() }
-    }
-
-    async fn answer(
-        self: &Arc<Self>,
-        asking: &Asking<'_>,
-        mut upstream: Response<IncomingBody>,
-        exchange: &Exchange,
-        bounds: Bounds,
-        place: Place,
-    ) -> Result<Response<AnyBody>, Refusal> {
-        let upgraded = upstream.extensions_mut().remove::<hyper::upgrade::OnUpgrade>();
-        let (mut parts, body) = upstream.into_parts();
-        let secret = asking.injected.map(|i| i.secret.as_slice());
-        if let (StatusCode::SWITCHING_PROTOCOLS, Some(handshake), Some(upgraded)) =
-            (parts.status, &asking.request.handshake, upgraded)
-        {
-            let shown = headers::towards_client(&parts.headers, asking.route.mask.is_some(), secret);
-            exchange.response_head(parts.status, &shown)?;
-            let relay = self.relay(asking, exchange, bounds, place);
-            return websocket::open(relay, handshake, &parts.headers, shown, upgraded);
-        }
-        let mut treatment = mask::treatment(asking.route, asking.request, &parts, body.is_end_stream(), secret)?;
-        let events =
-            parts.headers.get(header::CONTENT_TYPE).is_some_and(|v| v.as_bytes().starts_with(b"text/event-stream"));
-        let mut body = if self.judges_calls(asking) {
-            self.gate(asking, &parts, body, &mut treatment).await?
-        } else {
-            body::streaming(body)
-        };
-        let idle = asking.route.upstream.idle();
-        let (decoded, resized) = (treatment.decoder.is_some(), !treatment.is_plain());
-        // What is in a coding is looked at before the head goes out; other streams open at once, whenever they begin.
-        let first = if decoded {
-            tokio::select! {
-                biased;
-                cut = bounds.over(&self.stores) => return Err(cut.refusal()),
-                first = mask::first(&mut body, &mut treatment, exchange, idle) => first?,
-            }
-        } else {
-            Bytes::new()
-        };
-        let masked = asking.route.mask.is_some() || secret.is_some();
-        parts.headers = headers::towards_client(&parts.headers, masked, secret);
-        if decoded {
-            parts.headers.remove(header::CONTENT_ENCODING);
-        }
-        if let Some(rules) = mask::rules(asking.route, secret) {
-            mask::headers(&rules, &mut parts.headers);
-        }
-        parts.version = http::Version::HTTP_11;
-        parts.extensions.clear();
-        exchange.response_head(parts.status, &parts.headers)?;
-        let bodiless = asking.request.head.method == Method::HEAD
-            || matches!(parts.status, StatusCode::NO_CONTENT | StatusCode::NOT_MODIFIED);
-        let course = Course { idle, events, first, resized: bodiless || resized, place };
-        let body = pump::start(body, treatment, exchange.clone(), bounds, course, self.stores.clone());
-        Ok(Response::from_parts(parts, body))
-    }
-
-    fn relay(self: &Arc<Self>, asking: &Asking<'_>, exchange: &Exchange, bounds: Bounds, place: Place) -> Relay {
-        Relay {
-            gateway: self.clone(),
-            caller: asking.caller.clone(),
-            request: asking.request.clone(),
-            route: asking.route.name.clone(),
-            websocket: asking.websocket,
-            mask: mask::rules(asking.route, asking.injected.map(|i| i.secret.as_slice())),
-            reads: asking.route.mask.is_some(),
-            exchange: exchange.clone(),
-            bounds,
-            idle: asking.route.upstream.idle(),
-            place,
-        }
     }
 
     async fn held(&self, body: Outgoing) -> Result<Outgoing, Refusal> {
@@ -391,10 +267,50 @@ impl Gateway {
     }
 }
 
-fn bytes_of(body: &Outgoing) -> Option<&Bytes> {
+pub(super) fn bytes_of(body: &Outgoing) -> Option<&Bytes> {
     match body {
         Outgoing::Held(bytes) => Some(bytes),
         Outgoing::Streaming(_) => None,
+    }
+}
+
+/// The operation of a request, by what is known of it; `body` where it was read.
+pub(super) fn matched<'r>(
+    rules: &Rules,
+    route: &'r Route,
+    request: &Incoming,
+    body: Option<&Bytes>,
+) -> Result<Matched<'r>, Refusal> {
+    let headers = &request.head.headers;
+    let seen = Seen {
+        method: request.method().as_str(),
+        path: request.path.as_str(),
+        query: request.query(),
+        body: body.map(|b| &b[..]),
+        header: &|name| authorize::one_header(headers, name),
+        headers_named: &|prefix| authorize::headers_named(headers, prefix),
+    };
+    let matched = authorize::classify(route, &seen, &rules.policy)?;
+    if matched.operation.reads_body() {
+        authorize::readable(headers)?;
+    }
+    request.trace.operation(&matched.operation.name);
+    Ok(matched)
+}
+
+/// A handshake needs an operation that opens a WebSocket.
+pub(super) fn opens(rules: &Rules, request: &Incoming, matched: &Matched<'_>) -> Result<(), Refusal> {
+    if request.handshake.is_some() && matched.operation.websocket == WebSocket::Off {
+        return Err(authorize::unlisted(&rules.policy, "the operation with this path opens no WebSocket"));
+    }
+    Ok(())
+}
+
+/// The upstream's own credential, where the route injects one.
+pub(super) async fn injected(route: &Route) -> Result<Option<Injected>, Refusal> {
+    match &route.inject {
+        None => Ok(None),
+        Some(inject) => inject.read().await.map(Some).map_err(|e| Refusal::unavailable("the upstream's credential", e)),
     }
 }
 

@@ -5,6 +5,7 @@ use serde_json::{Value, json};
 
 use crate::domain::refusal::Refusal;
 use crate::gateway::authenticate::{Demand, Unproved};
+use crate::gateway::config::Access;
 use crate::gateway::read::Incoming;
 use crate::gateway::serve::Gateway;
 use crate::net::body::{AnyBody, full};
@@ -36,7 +37,7 @@ impl Gateway {
     fn metadata(&self, path: &str) -> Result<Response<AnyBody>, Refusal> {
         let rules = self.rules.load();
         let wanted = format!("{}{path}", self.origins[0].as_str());
-        let found = rules.routes().iter().find(|r| {
+        let found = rules.routes().iter().filter(|r| r.access != Access::DangerPublic).find(|r| {
             r.resource == wanted || (path.is_empty() && r.resource.strip_suffix('/') == Some(wanted.as_str()))
         });
         let route = found.ok_or_else(not_found)?;
@@ -50,7 +51,7 @@ impl Gateway {
                 "bearer_methods_supported": [],
                 "dpop_bound_access_tokens_required": true,
                 "dpop_signing_alg_values_supported": Algorithm::NAMES,
-                "tls_client_certificate_bound_access_tokens": route.access == crate::gateway::config::Access::ProofAndCertificate,
+                "tls_client_certificate_bound_access_tokens": route.access == Access::ProofAndCertificate,
             }),
         ))
     }

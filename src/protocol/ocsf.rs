@@ -70,6 +70,9 @@ pub fn line(leaf: &Leaf, index: u64, origin: &str, trust_domain: &str, by: Optio
     line
 }
 
+/// The actor of what a public route lets through: nobody was proved.
+const ANYBODY: &str = "anybody";
+
 fn read(leaf: &Leaf, trust_domain: &str) -> Reading {
     let own = |role: &str| format!("spiffe://{trust_domain}/popgate/{role}");
     let api = |operation: &str, actor: String, allowed: Option<bool>| Reading {
@@ -92,14 +95,14 @@ fn read(leaf: &Leaf, trust_domain: &str) -> Reading {
         Event::Mint(m) => {
             authentication("mint token", m.spiffe_id.to_string(), json!({"service": {"name": m.audience}}))
         }
-        Event::Admission(a) => Reading {
-            details: json!({
-                "api": {"operation": a.operation, "service": {"name": a.route}, "request": {"uid": a.request_id}},
-                "src_endpoint": {"name": a.spiffe_id},
-                "policy": {"uid": a.policy_version, "name": a.rules.first()},
-            }),
-            ..api(&a.operation, a.spiffe_id.to_string(), Some(true))
-        },
+        Event::Admission(a) => admitted(
+            &a.spiffe_id.to_string(),
+            [&a.operation, &a.route, &a.request_id],
+            &json!({"uid": a.policy_version, "name": a.rules.first()}),
+        ),
+        Event::PublicAdmission(a) => {
+            admitted(ANYBODY, [&a.operation, &a.route, &a.request_id], &json!({"uid": a.policy_version}))
+        }
         Event::Denial(d) => Reading {
             details: json!({
                 "api": {"operation": d.operation.as_deref().unwrap_or("unlisted"), "request": {"uid": d.request_id}, "response": {"code": d.status, "message": d.reason}},
@@ -112,7 +115,7 @@ fn read(leaf: &Leaf, trust_domain: &str) -> Reading {
             class: HTTP,
             activity: 99,
             activity_name: "exchange completed".into(),
-            actor: c.spiffe_id.to_string(),
+            actor: c.spiffe_id.as_ref().map_or(ANYBODY, SpiffeId::as_str).to_owned(),
             allowed: Some(true),
             details: exchange(c),
         },
@@ -128,8 +131,23 @@ fn read(leaf: &Leaf, trust_domain: &str) -> Reading {
     }
 }
 
+fn admitted(actor: &str, [operation, route, request]: [&str; 3], policy: &Value) -> Reading {
+    Reading {
+        class: API,
+        activity: 99,
+        activity_name: operation.to_owned(),
+        actor: actor.to_owned(),
+        allowed: Some(true),
+        details: json!({
+            "api": {"operation": operation, "service": {"name": route}, "request": {"uid": request}},
+            "src_endpoint": {"name": actor},
+            "policy": policy,
+        }),
+    }
+}
+
 fn exchange(c: &Completion) -> Value {
-    let mut details = json!({"http_request": {"uid": c.request_id}, "src_endpoint": {"name": c.spiffe_id}});
+    let mut details = json!({"http_request": {"uid": c.request_id}, "src_endpoint": {"name": c.spiffe_id.as_ref().map_or(ANYBODY, SpiffeId::as_str)}});
     // Of what another edge carries out nothing was seen here.
     if c.ended != LEFT_TO_EDGE {
         details["http_request"]["body_length"] = c.request_bytes.into();

@@ -55,6 +55,10 @@ impl World {
         routes += &operation("x.get", "GET /ws/off", "");
         routes += &route("ends", "/ends", &url, "ends_with_token = true");
         routes += &operation("x.get", "GET /ends/**", "");
+        routes += &route("changed", "/changed", &url, "response_headers = { remove = [\"server\"] }");
+        routes += &operation("x.get", "GET /changed/**", "");
+        routes += &route("open", "/open", &url, "access = \"danger_public\"");
+        routes += &operation("open.get", "GET /open/**", "");
         routes += &route("read", "/read", &url, "");
         routes += "[[route.operation]]\nname = \"x.get\"\nmatch = \"POST /read/**\"\nobject = \"/read\"\nbody.n = { pointer = \"/n\", type = \"long\" }\n";
         let asked = r#"@id("asked") @approval("1 of security") permit (principal in Group::"solvers", action == Action::"x.asked", resource);"#;
@@ -223,6 +227,7 @@ async fn what_an_edge_cannot_keep_is_refused_and_strangers_are_not_heard() {
         ("GET", "/signed/x", vec![], 403, "sign for the body"),
         ("GET", "/ends/x", vec![], 403, "end with their token"),
         ("GET", "/bound/x", vec![], 401, "certificate"),
+        ("GET", "/changed/x", vec![], 403, "headers are changed"),
         ("POST", "/read/x", vec![], 403, "read the body"),
         ("POST", "/calls/x", vec![], 403, "tool calls"),
         ("GET", "/ws/judged", vec![], 403, "messages are judged"),
@@ -234,6 +239,8 @@ async fn what_an_edge_cannot_keep_is_refused_and_strangers_are_not_heard() {
         let (got, _, body) = send(world.authz(), method, &format!("/envoy{path}"), EDGE, &headers).await;
         assert!(got == status && body.contains(why), "{method} {path}: {got} {body}");
     }
+    let (public, _, _) = send(world.authz(), "GET", "/envoy/open/x", EDGE, &[]).await;
+    assert_eq!(public, 401, "an edge that asks is told no: what is public it passes by itself");
     for name in [
         "x-http-method-override",
         "x-rewrite-url",

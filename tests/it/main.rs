@@ -31,6 +31,7 @@ mod operator;
 mod proofs;
 mod protocols;
 mod proxied;
+mod public;
 mod refusals;
 mod replay;
 mod revocation;

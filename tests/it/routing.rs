@@ -189,3 +189,30 @@ async fn pages_that_are_named_may_call_and_read_answers_and_others_learn_nothing
     assert_eq!(elsewhere.status, 401, "a route that names no pages");
     assert_eq!(upstream.seen().iter().filter(|s| s.method == "OPTIONS").count(), 0);
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_route_sets_and_removes_headers_both_ways() {
+    let upstream = Upstream::start().await;
+    upstream.on_request(|_| {
+        let mut response = respond(200, "text/plain", "x");
+        for (name, value) in [("server", "engine/1"), ("x-kept", "1"), ("cache-control", "public")] {
+            response.headers_mut().append(name, value.parse().expect("a value"));
+        }
+        response
+    });
+    let rules = "request_headers = { set = { x-team = \"ours\", x-forwarded-proto = \"https\" }, remove = [\"x-debug\"] }\nresponse_headers = { set = { cache-control = \"no-store\" }, remove = [\"server\"] }";
+    let routes = route("h", "/h", &format!("url = \"http://{}\"", upstream.address), rules)
+        + &operation("x.get", "GET /h/**", "");
+    let service = Service::start_routes(&routes, &["x.get"], &[]).await;
+    let solver = service.solver().await;
+    let sent = [("x-team", "theirs"), ("x-debug", "1"), ("x-own", "2"), ("x-forwarded-proto", "http")];
+    let answer = solver.call("GET", &service.url("gateway", "/h/x"), &sent, "").await;
+    assert_eq!((answer.status, answer.header("server"), answer.header("x-kept")), (200, "", "1"));
+    let controls: Vec<_> = answer.headers.get_all("cache-control").iter().collect();
+    assert_eq!(controls, ["no-store"]);
+    let seen = upstream.seen().pop().expect("one");
+    let got = |name: &str| seen.headers.get_all(name).iter().map(|v| v.to_str().expect("text")).collect::<Vec<_>>();
+    assert_eq!((got("x-team"), got("x-debug"), got("x-own")), (vec!["ours"], vec![], vec!["2"]));
+    assert_eq!(got("x-forwarded-proto"), ["https"]);
+    assert_eq!(got("txn-token").len(), 1, "ours is written after");
+}

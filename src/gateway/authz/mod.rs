@@ -25,11 +25,11 @@ use crate::gateway::headers;
 use crate::gateway::matching::Wanted;
 use crate::gateway::read::Incoming;
 use crate::gateway::routes::{Route, Rules};
-use crate::gateway::serve::{Gateway, demand, no_route};
+use crate::gateway::serve::{Gateway, demand, matched, no_route, opens};
 use crate::gateway::trace::{Phase, Trace};
 use crate::net::body::AnyBody;
 use crate::net::listener::Peer;
-use crate::protocol::operation::{self, Seen, WebSocket};
+use crate::protocol::operation::{self, WebSocket};
 use crate::store::entropy;
 
 pub use self::edges::router;
@@ -131,34 +131,19 @@ impl Gateway {
     ) -> Result<HeaderMap, Refusal> {
         let route = route.ok_or_else(no_route)?;
         can_be_left(route)?;
-        let (method, sent) = (request.method().as_str(), &request.head.headers);
+        let method = request.method().as_str();
         if operation::needs_body(&route.operations, method, request.path.as_str()) {
             return Err(only_here("its operations read the body"));
         }
         if operation::judges_calls(&route.operations, request.path.as_str()) {
             return Err(only_here("tool calls in its answers are judged"));
         }
-        let matched = authorize::classify(
-            route,
-            &Seen {
-                method,
-                path: request.path.as_str(),
-                query: request.query(),
-                body: None,
-                header: &|name| authorize::one_header(sent, name),
-                headers_named: &|prefix| authorize::headers_named(sent, prefix),
-            },
-            &rules.policy,
-        )?;
-        request.trace.operation(&matched.operation.name);
+        let matched = matched(rules, route, request, None)?;
         *operation = Some(matched.operation.name.clone());
-        match (&request.handshake, matched.operation.websocket) {
-            (Some(_), WebSocket::Off) => {
-                return Err(authorize::unlisted(&rules.policy, "the operation with this path opens no WebSocket"));
-            }
-            // Whether or not the edge tells of the handshake.
-            (_, WebSocket::Judge) => return Err(only_here("its messages are judged")),
-            (Some(_), WebSocket::Pass) | (None, _) => {}
+        opens(rules, request, &matched)?;
+        // Whether or not the edge tells of the handshake.
+        if matched.operation.websocket == WebSocket::Judge {
+            return Err(only_here("its messages are judged"));
         }
         let websocket = matched.operation.websocket;
         let intent = authorize::intent(caller, route, &matched, method, self.stores.clock.now());
@@ -174,9 +159,9 @@ impl Gateway {
         let asking =
             Asking { rules, route, caller, intent: &intent, request, body, injected, websocket, for_edge: true };
         let permit = self.permit(&asking, verdict).await?;
-        let exchange = self.open(&asking, &permit).await?;
+        let exchange = self.open(&asking.carry(), &permit).await?;
         request.trace.end(Phase::Log);
-        let headers = self.own_headers(&asking, &permit, &request.target(), &request.trace.parent());
+        let headers = self.own_headers(&asking.carry(), &permit, &request.target(), &request.trace.parent());
         // What becomes of it is the edge's to know.
         if let Err(refusal) = &headers {
             exchange.answered(refusal.status);
@@ -212,9 +197,11 @@ fn can_be_left(route: &Route) -> Result<(), Refusal> {
     let asks = [
         (route.mask.is_some(), "its answers are masked"),
         (route.inject.is_some(), "its upstream has a credential of its own"),
+        (!route.request_headers.is_empty() || !route.response_headers.is_empty(), "its headers are changed"),
         (route.content_digest, "its proofs sign for the body"),
         (route.ends_with_token, "its streams end with their token"),
         (route.access == Access::ProofAndCertificate, "it demands the certificate on the connection"),
+        (route.access == Access::DangerPublic, "it is public: let the edge pass it without asking"),
     ];
     asks.iter().find(|(asked, _)| *asked).map_or(Ok(()), |(_, why)| Err(only_here(why)))
 }

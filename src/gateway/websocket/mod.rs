@@ -41,8 +41,8 @@ type Socket = WebSocketStream<TokioIo<Upgraded>>;
 pub struct Relay {
     /// The plane, for its stores and the rules in force.
     pub gateway: Arc<Gateway>,
-    /// Whose socket it is.
-    pub caller: Arc<Caller>,
+    /// Whose socket it is; none: anybody's, of a public route.
+    pub caller: Option<Arc<Caller>>,
     /// The request that opened it.
     pub request: Arc<Incoming>,
     /// Its route, by name: each message is judged by the rules of its time.
@@ -138,7 +138,9 @@ impl Relay {
             if self.websocket == WebSocket::Judge
                 && let Err(refusal) = self.judge(&message, payload)
             {
-                self.gateway.note_denial(&self.request, &self.caller, None, &refusal);
+                if let Some(caller) = &self.caller {
+                    self.gateway.note_denial(&self.request, caller, None, &refusal);
+                }
                 return End::Denied(refusal.detail);
             }
             if self.exchange.request_message(payload).is_err() {
@@ -218,7 +220,9 @@ impl Relay {
         if matches!(message, Message::Binary(_)) {
             return Err(Refusal::new(403, "unlisted", "messages here are judged, and a binary one cannot be read"));
         }
-        self.gateway.judge_message(&self.caller, &self.request, &self.route, payload)
+        // A public route judges no messages: its configuration is refused.
+        let caller = self.caller.as_ref().ok_or_else(|| Refusal::new(403, "unlisted", "nobody is proved here"))?;
+        self.gateway.judge_message(caller, &self.request, &self.route, payload)
     }
 
     /// What upstream gets of a message, where the mask is for requests, too.
