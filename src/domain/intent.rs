@@ -6,7 +6,7 @@ use serde_json::{Map, Value};
 use crate::domain::spiffe_id::SpiffeId;
 
 /// The workload as policy sees it.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, Eq, PartialEq, Serialize)]
 pub struct Principal {
     /// Proved identity.
     pub spiffe_id: SpiffeId,

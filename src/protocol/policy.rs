@@ -1,5 +1,6 @@
 //! Intent → Cedar → Verdict. Default deny, `forbid` wins, and an evaluation error denies by name.
 
+mod memo;
 pub mod mint;
 
 use std::collections::{BTreeMap, HashMap, HashSet};
@@ -15,6 +16,7 @@ use crate::domain::digest::Sha256;
 use crate::domain::intent::{Intent, Principal};
 use crate::domain::verdict::{ApprovalRule, Decision, Verdict};
 use crate::protocol::operation::{FieldType, Operation, Reads};
+use crate::protocol::policy::memo::Memo;
 
 /// Why a policy set is refused at load.
 #[derive(Clone, Debug, thiserror::Error)]
@@ -49,10 +51,18 @@ struct Obligation {
     fix: Option<String>,
 }
 
+/// The policies that can concern an action.
+struct Slice {
+    policies: PolicySet,
+    /// Whether any of them asks for the time, so that the same question may have another answer later.
+    timed: bool,
+}
+
 /// A validated policy set, indexed by action so that a request sees a handful.
 pub struct PolicyEngine {
-    by_action: HashMap<String, PolicySet>,
-    any_action: PolicySet,
+    by_action: HashMap<String, Slice>,
+    any_action: Slice,
+    memo: Memo,
     whole: PolicySet,
     obligations: HashMap<PolicyId, Obligation>,
     schema: Schema,
@@ -85,7 +95,7 @@ impl PolicyEngine {
         let by_action = names.map(|name| (name.to_owned(), slice(&whole, Some(name)))).collect();
         let any_action = slice(&whole, None);
         let version = version(sources, &schema_text);
-        Ok(Self { by_action, any_action, whole, obligations, schema, schema_text, version })
+        Ok(Self { by_action, any_action, memo: Memo::default(), whole, obligations, schema, schema_text, version })
     }
 
     /// Digest of policies and schema.
@@ -100,7 +110,9 @@ impl PolicyEngine {
 
     /// Decides one intent with the policies that can concern its action.
     pub fn decide(&self, intent: &Intent) -> Verdict {
-        self.decide_with(self.by_action.get(&intent.operation).unwrap_or(&self.any_action), intent)
+        let slice = self.by_action.get(&intent.operation).unwrap_or(&self.any_action);
+        let decide = || self.decide_with(&slice.policies, intent);
+        if slice.timed { decide() } else { self.memo.of(intent, decide) }
     }
 
     /// Decides with the whole set: what [`Self::decide`] must equal.
@@ -263,14 +275,21 @@ fn approval_rule(text: &str) -> Option<ApprovalRule> {
     (needed == "1" && !group.is_empty()).then(|| ApprovalRule { needed: 1, group: group.to_owned() })
 }
 
-fn slice(whole: &PolicySet, action: Option<&str>) -> PolicySet {
-    let mut set = PolicySet::new();
+fn slice(whole: &PolicySet, action: Option<&str>) -> Slice {
+    let mut policies = PolicySet::new();
+    let mut timed = false;
     for policy in whole.policies() {
         if concerns(policy, action) {
-            set.add(policy.clone()).expect("ids of the whole set are distinct");
+            timed |= asks_for_time(policy);
+            policies.add(policy.clone()).expect("ids of the whole set are distinct");
         }
     }
-    set
+    Slice { policies, timed }
+}
+
+/// Whether the time may count, read from the form without escapes: a policy that merely says the word is taken to ask, too.
+fn asks_for_time(policy: &Policy) -> bool {
+    policy.to_json().map_or(true, |json| json.to_string().contains(memo::TIME))
 }
 
 fn concerns(policy: &Policy, action: Option<&str>) -> bool {

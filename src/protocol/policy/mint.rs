@@ -41,8 +41,8 @@ pub struct MintIntent<'a> {
 impl PolicyEngine {
     /// Decides whether a token is minted.
     pub fn decide_mint(&self, mint: &MintIntent<'_>) -> Verdict {
-        let policies = self.by_action.get(ACTION).unwrap_or(&self.any_action);
-        self.judge(policies, self.mint_question(mint))
+        let slice = self.by_action.get(ACTION).unwrap_or(&self.any_action);
+        self.judge(&slice.policies, self.mint_question(mint))
     }
 
     fn mint_question(&self, mint: &MintIntent<'_>) -> Result<(Request, Entities), String> {

@@ -138,6 +138,54 @@ fn the_checker_warns_where_a_permit_with_approval_stands_beside_one_without() {
     assert_eq!(warnings(&source(&format!("{asking} {apart}"))).len(), 0);
 }
 
+#[test]
+fn what_differs_in_anything_but_time_is_decided_anew() {
+    let text = r#"@id("in") permit (principal in Group::"solvers", action == Action::"a.run", resource in Object::"tot/runs/r1") when { context.body.n > 2 };"#;
+    let engine = load(text).expect("loads");
+    let base = intent("a.run", &["solvers"], 3);
+    let allowed = |intent: &Intent| engine.decide(intent).decision == Decision::Allow;
+    for _ in 0..3 {
+        assert!(allowed(&base));
+        let mut later = base.clone();
+        later.context.insert("time".into(), json!(2));
+        assert!(allowed(&later));
+        assert!(!allowed(&intent("a.run", &["solvers"], 2)), "a field");
+        assert!(!allowed(&intent("a.run", &["sales"], 3)), "a group");
+        assert!(!allowed(&Intent { object: "/runs/r2".into(), ..base.clone() }), "the object");
+        assert!(!allowed(&Intent { route: "mail".into(), ..base.clone() }), "the route");
+        assert!(!allowed(&Intent { operation: "b.run".into(), ..base.clone() }), "the operation");
+    }
+    let closed = load("").expect("loads");
+    assert_eq!(closed.decide(&base).decision, Decision::Deny, "another set remembers nothing of it");
+}
+
+#[test]
+fn a_policy_that_asks_for_the_time_is_asked_each_time_however_it_spells_it() {
+    for condition in ["context.time < 10", r#"context["time"] < 10"#, r#"context["t\u{69}me"] < 10"#] {
+        let text = format!(r#"@id("early") permit (principal, action, resource) when {{ {condition} }};"#);
+        let engine = load(&text).expect("loads");
+        let at = |time: i64| {
+            let mut intent = intent("a.read", &[], 0);
+            intent.context.insert("time".into(), json!(time));
+            engine.decide(&intent).decision
+        };
+        for (time, want) in [(1, Decision::Allow), (20, Decision::Deny), (2, Decision::Allow)] {
+            assert_eq!(at(time), want, "{condition} at {time}");
+        }
+    }
+}
+
+#[test]
+fn what_is_remembered_is_bounded_and_still_right() {
+    let text = r#"@id("odd") permit (principal, action == Action::"a.run", resource) when { context.body.n > 5000 };"#;
+    let engine = load(text).expect("loads");
+    for n in (0..9000).chain([0, 4999, 5000, 5001, 8999]) {
+        let allowed = engine.decide(&intent("a.run", &[], n)).decision == Decision::Allow;
+        assert_eq!(allowed, n > 5000, "{n}");
+    }
+    assert!((1000..=16 * 2 * 256).contains(&engine.memo.len()));
+}
+
 fn policy(n: usize) -> impl Strategy<Value = String> {
     let effect = prop_oneof![Just("permit"), Just("permit"), Just("forbid")];
     let principal = prop_oneof![
@@ -177,5 +225,6 @@ proptest! {
         let engine = load(&policies.concat()).expect("loads");
         let intent = intent(operation, &groups, 3);
         prop_assert_eq!(engine.decide(&intent), engine.decide_unindexed(&intent));
+        prop_assert_eq!(engine.decide(&intent), engine.decide_unindexed(&intent), "remembered");
     }
 }
