@@ -6,6 +6,7 @@
 mod members;
 mod scalar;
 mod simple;
+pub(in crate::protocol::masking) mod skim;
 mod whole;
 
 use std::sync::Arc;
@@ -14,6 +15,7 @@ use crate::protocol::masking::Blocked;
 use crate::protocol::masking::detect::{Piece, Scanner};
 use crate::protocol::masking::escape::{Unescaped, unescape};
 use crate::protocol::masking::json::scalar::{is_literal, is_scalar};
+use crate::protocol::masking::json::skim::Reach;
 use crate::protocol::masking::logical::{StringScan, Written};
 use crate::protocol::masking::path::Step;
 use crate::protocol::masking::rules::{Counts, FieldAction, MaskRules};
@@ -91,6 +93,7 @@ pub struct JsonMasker {
     collect_delta: bool,
     deltas: Vec<DeltaString>,
     plain_text: bool,
+    reach: Reach,
     counts: Counts,
 }
 
@@ -111,6 +114,7 @@ impl JsonMasker {
             collect_delta: false,
             deltas: Vec::new(),
             plain_text: false,
+            reach: Reach::default(),
             counts: Counts::new(),
         }
     }
@@ -134,7 +138,13 @@ impl JsonMasker {
     pub fn push(&mut self, chunk: &[u8], out: &mut Vec<u8>) -> Result<(), Blocked> {
         let mut rest = chunk;
         while !rest.is_empty() {
+            let skimmed = self.skim(rest, out);
+            if skimmed > 0 {
+                rest = &rest[skimmed..];
+                continue;
+            }
             let used = self.step(rest, out)?;
+            self.reach.took(used);
             rest = &rest[used..];
             let captured = self.captured.as_ref().map_or(0, |(_, bytes)| bytes.len());
             if captured > MAX_CAPTURED || self.separator.len() > MAX_HELD {

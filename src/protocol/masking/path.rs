@@ -51,6 +51,19 @@ impl FieldPath {
         if ends { Err(refuse()) } else { Ok(Self { selectors }) }
     }
 
+    /// Whether it names members by their own name, and no items and no members of any name.
+    pub fn ends_with_name(&self) -> bool {
+        matches!(self.selectors.last(), Some(Selector::Name(_)))
+    }
+
+    /// Whether a member of this name, in ASCII or another script, may be named by the path.
+    pub fn may_end_with(&self, name: &[u8]) -> bool {
+        match self.selectors.last() {
+            Some(Selector::Name(want)) if name.is_ascii() => want.as_bytes().eq_ignore_ascii_case(name),
+            _ => true,
+        }
+    }
+
     /// Whether the value at `steps` is named by the path.
     pub fn matches(&self, steps: &[Step]) -> bool {
         fits(&self.selectors, steps)

@@ -4,6 +4,8 @@
 //! unchanged. Strings at the mask's delta paths continue from event to event: an event whose delta is undecided
 //! waits, and those behind it wait too.
 
+mod skim;
+
 use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
 
@@ -75,6 +77,8 @@ pub struct SseMasker {
     waiting_size: usize,
     next_number: u64,
     continued: HashMap<String, Continued>,
+    /// How many bytes of events may be scanned together.
+    reach: usize,
     counts: Counts,
 }
 
@@ -92,6 +96,7 @@ impl SseMasker {
             waiting_size: 0,
             next_number: 0,
             continued: HashMap::new(),
+            reach: skim::REACH,
             counts: Counts::new(),
         }
     }
@@ -105,6 +110,11 @@ impl SseMasker {
     pub fn push(&mut self, chunk: &[u8], out: &mut Vec<u8>) -> Result<(), Blocked> {
         let mut rest = chunk;
         while let Some(first) = rest.first() {
+            let skimmed = self.skim(rest, out);
+            if skimmed > 0 {
+                rest = &rest[skimmed..];
+                continue;
+            }
             // What stands between two line ends comes at once.
             let plain =
                 if self.carriage_return { 0 } else { memchr::memchr2(b'\n', b'\r', rest).unwrap_or(rest.len()) };

@@ -5,6 +5,7 @@ use std::sync::LazyLock;
 use aho_corasick::{AhoCorasick, MatchKind};
 
 use crate::protocol::masking::detect::email::EmailFinder;
+use crate::protocol::masking::detect::numbers;
 use crate::protocol::masking::rules::{EntityKind, MaskRules};
 use crate::protocol::masking::secrets;
 
@@ -45,6 +46,12 @@ impl<'t> Ahead<'t> {
         }
     }
 
+    /// Whether a secret may begin at `i`, which [`Self::next`] came to.
+    pub fn may_be_secret(&self, i: usize) -> bool {
+        let open = !self.whole && i + secrets::PEM_BEGIN.len() > self.text.len();
+        self.each || open || self.secret == Some(i)
+    }
+
     /// The first position from `i` on where something may begin, or is not decided; the text's end if there is none.
     pub fn next(&mut self, rules: &MaskRules, i: usize) -> usize {
         if self.each {
@@ -62,10 +69,11 @@ impl<'t> Ahead<'t> {
         }
         if let Some(known) = &mut self.digit {
             if *known < i || *known == 0 {
-                *known = i + find_digit(&text[i..]);
+                *known = next_number(text, i);
             }
             // An account's two letters stand before its digits.
-            first = first.min(known.saturating_sub(2).max(i)).min(tail(2).max(i));
+            let account = *known < end && *known >= i + 2 && numbers::is_country(&text[*known - 2..*known]);
+            first = first.min(if account { *known - 2 } else { *known }).min(tail(2).max(i));
         }
         if let Some(known) = &mut self.plus {
             if *known < i || *known == 0 {
@@ -101,6 +109,23 @@ pub fn is_too_short(rules: &MaskRules, text: &[u8]) -> bool {
         && !each
         && rules.exact.is_empty()
         && !text.iter().any(|b| b.is_ascii_digit() || matches!(b, b'@' | b'+'))
+}
+
+/// The first run of digits at or behind `i` with which a number may begin; the text's end if there is none.
+fn next_number(text: &[u8], i: usize) -> usize {
+    let digits = |at: usize| text[at..].iter().take_while(|b| b.is_ascii_digit()).count();
+    // Within a run nothing begins.
+    let inside = i.checked_sub(1).and_then(|n| text.get(n)).is_some_and(u8::is_ascii_digit);
+    let mut at = i + if inside { digits(i) } else { 0 };
+    loop {
+        at += find_digit(&text[at..]);
+        let run = digits(at);
+        let country = at.checked_sub(2).is_some_and(|n| numbers::is_country(&text[n..at]));
+        if at + run == text.len() || country || numbers::may_begin_with(run) {
+            return at;
+        }
+        at += run;
+    }
 }
 
 /// Offset of the first digit, eight bytes at a time; the length if there is none.

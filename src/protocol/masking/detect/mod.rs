@@ -156,6 +156,26 @@ impl Scanner {
         Ok(i)
     }
 
+    /// Whether nothing is found in a text that nothing follows.
+    pub fn is_clean(rules: &MaskRules, text: &[u8]) -> bool {
+        let mut scanner = Self::default();
+        let mut ahead = Ahead::new(rules, text, true);
+        let mut i = 0;
+        loop {
+            let next = ahead.next(rules, i);
+            if next > i {
+                scanner.before = text[next - 1];
+                i = next;
+            }
+            match text.get(i) {
+                None => return true,
+                Some(b) if matches!(scanner.at(rules, text, i, true, &mut ahead), At::No) => scanner.before = *b,
+                Some(_) => return false,
+            }
+            i += 1;
+        }
+    }
+
     /// Drops an open entity's bytes; true once it has ended, with what takes its place.
     fn swallow_to_its_end(
         &mut self,
@@ -216,7 +236,7 @@ impl Scanner {
                 }
             }
         }
-        if rules.detects(EntityKind::Secret) && !in_word {
+        if rules.detects(EntityKind::Secret) && !in_word && ahead.may_be_secret(i) {
             match secrets::front(rest, whole) {
                 Front::No => {}
                 Front::Undecided => return At::Undecided,
@@ -225,8 +245,8 @@ impl Scanner {
             }
         }
         for (kind, begins, look) in NUMBERS {
-            if rules.detects(*kind)
-                && begins(rest[0], self.before)
+            if begins(rest[0], self.before)
+                && rules.detects(*kind)
                 && let Some(found) = first(look(rest, whole))
             {
                 return found;

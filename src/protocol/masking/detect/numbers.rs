@@ -8,6 +8,16 @@ use crate::protocol::masking::rules::EntityKind;
 /// Digit groups that cards are written in; the longest first.
 const GROUPINGS: &[&[usize]] = &[&[4, 4, 4, 4, 3], &[4, 4, 4, 4], &[4, 6, 5], &[4, 6, 4]];
 
+/// Whether a card or a social security number may begin with a run of so many digits. A run at a text's end may go on.
+pub const fn may_begin_with(run: usize) -> bool {
+    matches!(run, 3 | 4 | 13..=19)
+}
+
+/// Whether these two letters may begin a bank account's number.
+pub fn is_country(letters: &[u8]) -> bool {
+    letters.iter().all(u8::is_ascii_uppercase)
+}
+
 /// A payment card.
 pub fn card(rest: &[u8], whole: bool) -> At {
     let run = rest.iter().take(20).take_while(|b| b.is_ascii_digit()).count();
