@@ -204,6 +204,14 @@ mod tests {
         for name in ["gzip", "zstd"] {
             assert_eq!(decoded(name, &coded(name, &zeros), 4096), Err(CodingError::Bomb), "{name}");
         }
+        // 64 MiB and 3 MiB of zeros by Node's zlib, quality 11.
+        let brotli = |hex: &str| hex::decode(hex).expect("hex");
+        let bomb = brotli(
+            "cbffff3ff82700e2b14020f7fe8fffff7ff04f00c4611180eefd1fffffffe09f0088c30200ddfb3ffeffffc13f0110870500baf77ffcffff837f02200e0b0074effff8ffff07ff04401c1600e8defff1ffff0ffe0980382c00d0bdffcbffff3ffc1300715800a07bff07",
+        );
+        assert_eq!(decoded("br", &bomb, 4096), Err(CodingError::Bomb), "br");
+        let small = decoded("br", &brotli("9bffff2ff82700e2b14020f7fe05"), 3).expect("any ratio is fine");
+        assert!(small.len() == 3 << 20 && small.iter().all(|b| *b == 0));
         let log = "the same line again and again\n".repeat(100_000);
         assert!(decoded("gzip", &coded("gzip", log.as_bytes()), 999).is_ok(), "three megabytes of a log");
     }

@@ -47,6 +47,11 @@ async fn a_request_is_held_approved_by_another_person_and_carried_out_once() {
     let named = [("popgate-approval", id.as_str())];
     assert_eq!(prune(&service, &solver, &named, BODY).await.problem(), "approval-pending");
     let own = solver.get(&service.url("gateway", &format!("/.popgate/approvals/{id}"))).await;
+    // Who asks for one is about to send what is good once: the refusal brings a nonce along, as others do not.
+    let bare = async |path: &str| solver.raw("GET", &service.url("gateway", path), &[], false).await;
+    let (asked, other) = (bare(&format!("/.popgate/approvals/{id}")).await, bare("/v1/runs/r1").await);
+    assert_eq!((asked.status, other.status, other.header("dpop-nonce")), (401, 401, ""));
+    assert!(!asked.header("dpop-nonce").is_empty());
     assert_eq!((own.status, own.json()["state"].as_str()), (200, Some("pending")), "{}", own.text());
     assert_eq!(own.json().as_object().expect("object").len(), 3, "id, state, expires_at and nothing else");
 

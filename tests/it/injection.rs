@@ -121,6 +121,14 @@ async fn without_a_token_nothing_goes_upstream_and_the_refusal_says_which_part()
         let refused = solver.get(&service.url("gateway", "/engine/a")).await;
         assert_eq!((refused.status, refused.problem().as_str()), (503, "unavailable"), "{what}: {}", refused.text());
         assert_eq!(service.upstream.count(), 0, "{what}");
+        let again = (0..8).map(|_| {
+            let (solver, url) = (solver.clone(), service.url("gateway", "/engine/a"));
+            tokio::spawn(async move { solver.get(&url).await.status })
+        });
+        for one in again.collect::<Vec<_>>() {
+            assert_eq!(one.await.expect("runs"), 503, "{what}");
+        }
+        assert!(issuer.asked() < 5, "{what}: a failure is asked for anew by one, not by each");
         let log = std::fs::read_to_string(service.base().join("serve.log")).expect("reads");
         let pair = "cG9wZ2F0ZSUzQWd3";
         assert!(!log.contains(SECRET) && !log.contains(pair) && !refused.text().contains(&issuer.web.url), "{what}");

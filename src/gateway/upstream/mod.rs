@@ -3,6 +3,7 @@
 pub mod config;
 mod dial;
 pub mod endpoint;
+mod names;
 #[cfg(test)]
 mod tests;
 mod tries;
@@ -27,6 +28,7 @@ use crate::domain::spiffe_id::SpiffeId;
 use crate::gateway::upstream::config::UpstreamConfig;
 use crate::gateway::upstream::dial::Dialling;
 use crate::gateway::upstream::endpoint::{Endpoint, Place};
+use crate::gateway::upstream::names::Names;
 use crate::gateway::upstream::tries::Untouched;
 use crate::net::body::AnyBody;
 use crate::net::tls::{self, LeafCheck, OwnTls};
@@ -52,6 +54,7 @@ pub struct Upstream {
     authority: Authority,
     host: HeaderValue,
     endpoints: ArcSwap<Vec<Arc<Endpoint>>>,
+    names: Names,
     resolving: tokio::sync::Mutex<()>,
     total: Arc<AtomicUsize>,
     turn: AtomicUsize,
@@ -103,6 +106,7 @@ impl Upstream {
             authority,
             host,
             endpoints: ArcSwap::default(),
+            names: Names::default(),
             resolving: tokio::sync::Mutex::default(),
             total: Arc::default(),
             turn: AtomicUsize::new(0),
@@ -177,7 +181,7 @@ impl Upstream {
         }
         let mut found = Vec::new();
         for (number, site) in self.sites.iter().enumerate() {
-            match resolve(site, self.config.connect_timeout.0).await {
+            match self.names.resolve(&site.host, site.port, self.config.connect_timeout.0).await {
                 Ok(addresses) => found.extend(addresses.into_iter().map(|a| (number, a))),
                 Err(why) => {
                     tracing::warn!(host = site.host, why, "an upstream's name cannot be resolved");
@@ -346,18 +350,6 @@ fn site(url: &str, config: &UpstreamConfig, roots: &[Vec<u8>], tls: &Arc<ClientC
     let protocol = config.protocol;
     let dialling = Dialling { timeout: config.connect_timeout.0, protocol, tls: tls.clone(), server_name };
     Ok(Site { scheme: scheme.clone(), host, port, dialling })
-}
-
-async fn resolve(site: &Site, within: Duration) -> Result<Vec<SocketAddr>, String> {
-    if let Ok(ip) = site.host.parse() {
-        return Ok(vec![SocketAddr::new(ip, site.port)]);
-    }
-    let looked_up = tokio::time::timeout(within, tokio::net::lookup_host((site.host.as_str(), site.port))).await;
-    let found = looked_up.map_err(|_| "no answer in time".to_owned())?.map_err(|e| e.to_string())?;
-    let mut addresses: Vec<SocketAddr> = found.collect();
-    addresses.sort_unstable();
-    addresses.dedup();
-    if addresses.is_empty() { Err("it has no address".into()) } else { Ok(addresses) }
 }
 
 /// Whether an HTTP/2 peer says that it did not process the request.

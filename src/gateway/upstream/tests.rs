@@ -186,3 +186,39 @@ fn configurations_that_cannot_work_are_refused_and_say_why() {
         assert!(error.contains(why), "{toml}: {error}");
     }
 }
+
+/// A name whose addresses a test changes.
+fn named(toml: &str) -> (Arc<Upstream>, Arc<std::sync::Mutex<Vec<SocketAddr>>>) {
+    let addresses = Arc::<std::sync::Mutex<Vec<SocketAddr>>>::default();
+    let told = addresses.clone();
+    let mut upstream = Upstream::new(&config(toml), Path::new("."), None).expect("an upstream");
+    upstream.names = names::Names::new(move |host, _| {
+        let found = told.lock().expect("whole").clone();
+        async move { if host == "engine.example" { Ok(found) } else { Err(std::io::Error::other("unknown")) } }
+    });
+    (Arc::new(upstream), addresses)
+}
+
+#[tokio::test]
+async fn a_name_that_comes_to_another_address_is_followed_and_one_that_comes_to_none_stays() {
+    let (first, second) = (server("first").await, server("second").await);
+    let (pool, addresses) = named("url = \"http://engine.example:8024\"\nresolve_every = \"10ms\"");
+    *addresses.lock().expect("whole") = vec![first];
+    pool.start();
+    assert_eq!(get(&pool).await.expect("answers"), "first");
+    *addresses.lock().expect("whole") = vec![second];
+    let until = tokio::time::Instant::now() + Duration::from_secs(20);
+    while get(&pool).await.expect("one of them answers") == "first" {
+        assert!(tokio::time::Instant::now() < until, "the new address is never asked");
+    }
+    // What cannot be resolved leaves the pool as it was.
+    addresses.lock().expect("whole").clear();
+    let before = pool.endpoints.load_full();
+    while Arc::ptr_eq(&before, &pool.endpoints.load_full()) {
+        assert_eq!(get(&pool).await.expect("the last address answers"), "second");
+        assert!(tokio::time::Instant::now() < until, "it is resolved again and again");
+    }
+    assert_eq!(get(&pool).await.expect("it still does"), "second");
+    let (unknown, _) = named("url = \"http://other.example\"");
+    assert!(matches!(get(&unknown).await, Err(Unsent::Unreachable(_))));
+}
