@@ -1,5 +1,6 @@
 //! `audit`: look, replay, export, prove. Works on the files, with or without the service.
 
+use std::collections::BTreeMap;
 use std::io::Write as _;
 use std::path::PathBuf;
 use std::time::Duration;
@@ -284,7 +285,7 @@ fn told(report: &Report) -> String {
          decision: {} admissions name the deciding rule and policy version\n\
          approval: {} approvals were given by a person before, for exactly that request, and used once\n\
          bytes:    {} recordings hold exactly the bytes that were logged\n\
-         public:   {} exchanges of public routes, whose callers nobody proved\n\
+         public:   {}\n\
          not yet under the checkpoint: {}   without a whole end: {}\n",
         report.leaves,
         report.origin,
@@ -295,8 +296,17 @@ fn told(report: &Report) -> String {
         links.decision,
         links.approval,
         links.bytes,
-        report.public,
+        public(&report.public),
         report.staged,
         report.incomplete,
     )
+}
+
+/// Which routes let strangers in, for whoever knows which ones should.
+fn public(routes: &BTreeMap<String, u64>) -> String {
+    if routes.is_empty() {
+        return "no exchange of a public route".into();
+    }
+    let each: Vec<String> = routes.iter().map(|(route, n)| format!("{n} of {route}")).collect();
+    format!("{} exchanges, whose callers nobody proved", each.join(", "))
 }

@@ -56,8 +56,8 @@ pub struct Report {
     pub links: Links,
     /// Entries that are durable and not under the checkpoint.
     pub staged: u64,
-    /// Exchanges of public routes, whose callers nobody proved.
-    pub public: u64,
+    /// Exchanges of public routes, whose callers nobody proved, by route.
+    pub public: BTreeMap<String, u64>,
     /// Exchanges without an end or a whole recording: the service was stopped hard, or its disk was full.
     pub incomplete: u64,
 }
@@ -206,7 +206,7 @@ struct Chain {
     /// What lies in the segments.
     recordings: HashMap<RecordingId, Tally>,
     links: Links,
-    public: u64,
+    public: BTreeMap<String, u64>,
     incomplete: u64,
 }
 
@@ -319,7 +319,7 @@ impl Chain {
         if admission.policy_version.is_empty() {
             return Err("admitted without a policy version".into());
         }
-        self.public += 1;
+        *self.public.entry(admission.route.clone()).or_default() += 1;
         self.opened(event)
     }
 

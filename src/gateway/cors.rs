@@ -1,5 +1,6 @@
 //! Pages that may call a route (Fetch standard, CORS): the browser asks first, without credentials, and reads what it may read.
-//! A page still needs a token and a proof of its own; there are no cookies to protect.
+//! A page still needs a token and a proof of its own, and answers are never shown to one that sends cookies; of a public
+//! route cookies are the service's own to protect.
 
 use http::{HeaderMap, HeaderName, HeaderValue, Method, Response, StatusCode, header};
 

@@ -103,6 +103,9 @@ mod tests {
             "x-http-method-override",
             "grpc-status",
             "sec-websocket-key",
+            "mcp-method",
+            "range",
+            "accept-encoding",
             "no name",
         ] {
             assert!(rules(&[(name, "x")], &[]).is_err(), "{name} is set");

@@ -216,8 +216,11 @@ pub fn is_secret(name: &str) -> bool {
 
 /// What no route may change: it frames the message or says how it is read, is checked elsewhere, or is ours to say.
 pub fn is_fixed(name: &str) -> bool {
-    const NAMES: [&str; 11] = [
+    const NAMES: [&str; 14] = [
         "host",
+        "range",
+        "if-range",
+        "accept-encoding",
         "content-length",
         "content-type",
         "content-encoding",
@@ -229,7 +232,7 @@ pub fn is_fixed(name: &str) -> bool {
         "traceparent",
         "www-authenticate",
     ];
-    const PREFIXES: [&str; 3] = ["grpc-", "sec-websocket-", "access-control-"];
+    const PREFIXES: [&str; 4] = ["grpc-", "sec-websocket-", "access-control-", "mcp-"];
     HOP.contains(&name)
         || NAMES.contains(&name)
         || METHODS.contains(&name)

@@ -20,6 +20,7 @@ pub mod inject;
 pub mod mask;
 pub mod masks;
 pub mod matching;
+mod outlive;
 pub mod parts;
 pub mod prefer;
 pub mod public;

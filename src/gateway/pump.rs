@@ -1,13 +1,16 @@
 //! Moves a response from upstream to the client: masks, records, and cuts it when its caller is stopped.
 
+use std::collections::VecDeque;
+use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, Ordering};
+use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use bytes::Bytes;
 use http::HeaderMap;
 use http_body_util::BodyExt as _;
-use hyper::body::{Body, Frame};
+use hyper::body::{Body, Frame, SizeHint};
 use tokio::sync::mpsc;
 use tokio::time::timeout;
 
@@ -23,6 +26,8 @@ const OPEN: u8 = 0;
 const COMPLETE: u8 = 1;
 const CUT: u8 = 2;
 const AHEAD: usize = 16;
+/// Longest body that is moved before its head goes out, if its length is known.
+const SHORT: u64 = 16 * 1024;
 /// How long a stream's last event has before its reset.
 const LAST_WORD: Duration = Duration::from_millis(20);
 
@@ -40,8 +45,38 @@ pub struct Course {
     pub place: Place,
 }
 
-/// Starts the pump and gives the client's end of it.
-pub fn start(
+/// Where frames go.
+enum Client {
+    /// To the client as they come, from a task of their own.
+    Task(mpsc::Sender<Frame<Bytes>>),
+    /// Kept, to go all at once.
+    Kept(VecDeque<Frame<Bytes>>),
+}
+
+impl Client {
+    async fn send(&mut self, frame: Frame<Bytes>) -> Result<(), Cut> {
+        match self {
+            Self::Task(client) => client.send(frame).await.map_err(|_| Cut::ClientGone),
+            Self::Kept(frames) => {
+                frames.push_back(frame);
+                Ok(())
+            }
+        }
+    }
+}
+
+/// What a body is moved by.
+struct Pump {
+    upstream: AnyBody,
+    treatment: Treatment,
+    exchange: Exchange,
+    bounds: Bounds,
+    course: Course,
+    stores: Stores,
+}
+
+/// Begins to move a body and gives the client's end of it. A short one whose length is known is moved at once.
+pub async fn start(
     upstream: AnyBody,
     treatment: Treatment,
     exchange: Exchange,
@@ -49,53 +84,66 @@ pub fn start(
     course: Course,
     stores: Stores,
 ) -> AnyBody {
-    let (sender, receiver) = mpsc::channel(AHEAD);
-    let exact = (treatment.is_plain() && !course.resized).then(|| upstream.size_hint().exact()).flatten();
-    let end = Arc::new(AtomicU8::new(OPEN));
+    let length = upstream.size_hint().exact();
+    let exact = (treatment.is_plain() && !course.resized).then_some(length).flatten();
+    let short = length.is_some_and(|length| length <= SHORT) && !course.events;
     // An answer that ends with its head ends so for the client, too: gRPC tells errors that way.
     let ended = upstream.is_end_stream() && course.first.is_empty();
-    tokio::spawn(run(upstream, treatment, exchange, bounds, course, stores, sender, end.clone()));
+    let pump = Pump { upstream, treatment, exchange, bounds, course, stores };
+    if short {
+        return pump.at_once(exact).await.boxed_unsync();
+    }
+    let (sender, receiver) = mpsc::channel(AHEAD);
+    let end = Arc::new(AtomicU8::new(OPEN));
+    tokio::spawn(pump.run(sender, end.clone()));
     ClientEnd { receiver, exact, ended, end }.boxed_unsync()
 }
 
-#[expect(clippy::too_many_arguments, reason = "a task owns all that it works on")]
-async fn run(
-    mut upstream: AnyBody,
-    mut treatment: Treatment,
-    exchange: Exchange,
-    bounds: Bounds,
-    course: Course,
-    stores: Stores,
-    client: mpsc::Sender<Frame<Bytes>>,
-    end: Arc<AtomicU8>,
-) {
-    // A stop counts wherever the relay waits: for upstream, or for a client that does not read. That the client went comes
-    // last: an HTTP/1.1 connection drops a body that has ended, or has none, before anybody asked for it.
-    let outcome = tokio::select! {
-        biased;
-        cut = bounds.over(&stores) => Err(cut),
-        done = relay(&mut upstream, &mut treatment, &exchange, &course, &client) => done,
-        () = client.closed() => Err(Cut::ClientGone),
-    };
-    exchange.masked_more(treatment.counts());
-    match outcome {
-        Ok(()) => {
-            exchange.seal("complete");
-            end.store(COMPLETE, Ordering::Release);
+impl Pump {
+    async fn run(mut self, sender: mpsc::Sender<Frame<Bytes>>, end: Arc<AtomicU8>) {
+        let mut client = Client::Task(sender.clone());
+        // A stop counts wherever the relay waits: for upstream, or for a client that does not read. That the client went
+        // comes last: an HTTP/1.1 connection drops a body that has ended, or has none, before anybody asked for it.
+        let outcome = tokio::select! {
+            biased;
+            cut = self.bounds.over(&self.stores) => Err(cut),
+            done = relay(&mut self.upstream, &mut self.treatment, &self.exchange, &self.course, &mut client) => done,
+            () = sender.closed() => Err(Cut::ClientGone),
+        };
+        if let Err(cut) = outcome
+            && self.course.events
+            && cut != Cut::ClientGone
+        {
+            tell(&self.exchange, &sender, cut.into()).await;
         }
-        Err(cut) => {
-            let name = <&str>::from(cut);
-            let spiffe_id = bounds.subject.as_ref().map(|s| s.spiffe_id.as_str());
-            tracing::info!(why = name, spiffe_id, "a response was cut");
-            metrics::counter!("popgate_streams_cut_total", "why" => name).increment(1);
-            if course.events && cut != Cut::ClientGone {
-                tell(&exchange, &client, name).await;
-            }
-            // Sealed before the reset goes out: from here on nothing of it passes.
-            exchange.seal(name);
-            // What still waits for the client stays here: closing the channel wakes its end, which then fails.
-            end.store(CUT, Ordering::Release);
+        // Sealed before the reset goes out: from here on nothing of it passes.
+        self.seal(outcome);
+        // What still waits for the client stays here: closing the channel wakes its end, which then fails.
+        end.store(if outcome.is_ok() { COMPLETE } else { CUT }, Ordering::Release);
+    }
+
+    async fn at_once(mut self, exact: Option<u64>) -> Ready {
+        let mut client = Client::Kept(VecDeque::new());
+        let outcome = tokio::select! {
+            biased;
+            cut = self.bounds.over(&self.stores) => Err(cut),
+            done = relay(&mut self.upstream, &mut self.treatment, &self.exchange, &self.course, &mut client) => done,
+        };
+        self.seal(outcome);
+        match (outcome, client) {
+            (Ok(()), Client::Kept(frames)) => Ready { frames, exact, cut: false },
+            _ => Ready { frames: VecDeque::new(), exact, cut: true },
         }
+    }
+
+    fn seal(&self, outcome: Result<(), Cut>) {
+        self.exchange.masked_more(self.treatment.counts());
+        let Err(cut) = outcome else { return self.exchange.seal("complete") };
+        let name = <&str>::from(cut);
+        let spiffe_id = self.bounds.subject.as_ref().map(|s| s.spiffe_id.as_str());
+        tracing::info!(why = name, spiffe_id, "a response was cut");
+        metrics::counter!("popgate_streams_cut_total", "why" => name).increment(1);
+        self.exchange.seal(name);
     }
 }
 
@@ -118,7 +166,7 @@ async fn relay(
     treatment: &mut Treatment,
     exchange: &Exchange,
     course: &Course,
-    client: &mpsc::Sender<Frame<Bytes>>,
+    client: &mut Client,
 ) -> Result<(), Cut> {
     release(course.first.clone(), exchange, client).await?;
     loop {
@@ -148,7 +196,7 @@ async fn pass(
     frame: Frame<Bytes>,
     treatment: &mut Treatment,
     exchange: &Exchange,
-    client: &mpsc::Sender<Frame<Bytes>>,
+    client: &mut Client,
 ) -> Result<(), Cut> {
     match frame.into_data() {
         Ok(chunk) => {
@@ -164,20 +212,46 @@ async fn pass(
 }
 
 /// Records, then sends: nothing reaches the client that the recording does not have.
-async fn release(chunk: Bytes, exchange: &Exchange, client: &mpsc::Sender<Frame<Bytes>>) -> Result<(), Cut> {
+async fn release(chunk: Bytes, exchange: &Exchange, client: &mut Client) -> Result<(), Cut> {
     if chunk.is_empty() {
         return Ok(());
     }
     exchange.response_chunk(&chunk).map_err(|_| Cut::Unrecorded)?;
-    client.send(Frame::data(chunk)).await.map_err(|_| Cut::ClientGone)
+    client.send(Frame::data(chunk)).await
 }
 
-async fn trail(trailers: HeaderMap, exchange: &Exchange, client: &mpsc::Sender<Frame<Bytes>>) -> Result<(), Cut> {
+async fn trail(trailers: HeaderMap, exchange: &Exchange, client: &mut Client) -> Result<(), Cut> {
     exchange.response_trailers(&trailers).map_err(|_| Cut::Unrecorded)?;
-    client.send(Frame::trailers(trailers)).await.map_err(|_| Cut::ClientGone)
+    client.send(Frame::trailers(trailers)).await
 }
 
-/// The body that the client reads.
+/// A body that is there.
+struct Ready {
+    frames: VecDeque<Frame<Bytes>>,
+    exact: Option<u64>,
+    /// Its end did not come, so the client's must not.
+    cut: bool,
+}
+
+impl Body for Ready {
+    type Data = Bytes;
+    type Error = BoxError;
+
+    fn poll_frame(mut self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
+        let cut = || Err(h2::Error::from(h2::Reason::CANCEL).into());
+        Poll::Ready(if self.cut { Some(cut()) } else { self.frames.pop_front().map(Ok) })
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.frames.is_empty() && !self.cut
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.exact.map_or_else(SizeHint::default, SizeHint::with_exact)
+    }
+}
+
+/// The body that the client reads as it comes.
 struct ClientEnd {
     receiver: mpsc::Receiver<Frame<Bytes>>,
     exact: Option<u64>,
@@ -190,15 +264,12 @@ impl Body for ClientEnd {
     type Data = Bytes;
     type Error = BoxError;
 
-    fn poll_frame(
-        mut self: std::pin::Pin<&mut Self>,
-        cx: &mut std::task::Context<'_>,
-    ) -> std::task::Poll<Option<Result<Frame<Bytes>, BoxError>>> {
+    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
         if self.end.load(Ordering::Acquire) == CUT {
-            return std::task::Poll::Ready(Some(Err(h2::Error::from(h2::Reason::CANCEL).into())));
+            return Poll::Ready(Some(Err(h2::Error::from(h2::Reason::CANCEL).into())));
         }
-        let next = std::task::ready!(self.receiver.poll_recv(cx));
-        std::task::Poll::Ready(match (next, self.end.load(Ordering::Acquire)) {
+        let next = ready!(self.receiver.poll_recv(cx));
+        Poll::Ready(match (next, self.end.load(Ordering::Acquire)) {
             (Some(frame), _) => Some(Ok(frame)),
             (None, COMPLETE) => {
                 self.ended = true;
@@ -212,7 +283,7 @@ impl Body for ClientEnd {
         self.ended
     }
 
-    fn size_hint(&self) -> hyper::body::SizeHint {
-        self.exact.map_or_else(hyper::body::SizeHint::default, hyper::body::SizeHint::with_exact)
+    fn size_hint(&self) -> SizeHint {
+        self.exact.map_or_else(SizeHint::default, SizeHint::with_exact)
     }
 }

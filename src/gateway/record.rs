@@ -18,6 +18,7 @@ use crate::gateway::approve::Permit;
 use crate::gateway::carry::Carry;
 use crate::gateway::config::RecordMode;
 use crate::gateway::headers;
+use crate::gateway::outlive::Outlive;
 use crate::gateway::read::Incoming;
 use crate::gateway::serve::Gateway;
 use crate::gateway::trace::{End, Phase};
@@ -115,16 +116,16 @@ impl Gateway {
         };
         let line = format!("{} {}{}", request.head.method, request.origin.as_str(), request.target());
         inner.head(FrameKind::RequestHead, line, &request.head.headers)?;
-        // In a task of its own: a client that goes now must not leave an admission without its end.
+        // A client that goes now must not leave an admission without its end.
         let evidence = self.stores.evidence.clone();
-        let opening = self.tasks.spawn(async move {
+        let opening = Outlive::new(&self.tasks, async move {
             evidence.append(admission).await?;
             inner.sealed = false;
             inner.request.trace.carry();
             metrics::gauge!("popgate_open_exchanges").increment(1);
             Ok::<_, Unavailable>(Exchange(Arc::new(Mutex::new(inner))))
         });
-        Ok(opening.await.map_err(|e| Refusal::unavailable("the evidence log", e))??)
+        Ok(opening.await?)
     }
 }
 

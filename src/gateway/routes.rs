@@ -152,7 +152,7 @@ impl Rules {
             if route.access == Access::DangerPublic {
                 let names: Vec<&str> = route.operations.iter().map(|o| o.name.as_str()).collect();
                 found.push(format!(
-                    "route {:?} is public: anybody may call {}, without proof, policy or approval",
+                    "route {:?} is public: anybody may call {}, without proof, policy or approval, and fill the log and the disk; limit their rate in front of it",
                     route.name,
                     names.join(", ")
                 ));

@@ -87,7 +87,8 @@ impl Serve for GatewayService {
             request.headers().get(header::CONTENT_TYPE).is_some_and(|v| v.as_bytes().starts_with(b"application/grpc"));
         let trace = Trace::begin(self.0.tracer.as_ref(), request.method(), request.headers(), &request_id);
         let trace = Arc::new(trace);
-        let response = self.0.handle(&peer, request, &request_id, &trace).await;
+        // On the heap once: a future of many kilobytes is not moved from hand to hand.
+        let response = Box::pin(self.0.handle(&peer, request, &request_id, &trace)).await;
         trace.answered(response.status());
         stamp(if grpc { in_grpc(response) } else { response }, &request_id)
     }

@@ -70,7 +70,10 @@ fn case_01_02_03_a_card_in_json_whole_split_and_byte_by_byte() {
 }
 
 fn delta(index: usize, content: &str) -> String {
-    format!("data: {{\"choices\":[{{\"index\":{index},\"delta\":{{\"content\":\"{content}\"}}}}]}}\n\n")
+    // What real streams carry behind the delta is there, too: it must not be walked over together with it.
+    format!(
+        "data: {{\"choices\":[{{\"index\":{index},\"delta\":{{\"content\":\"{content}\"}},\"logprobs\":null,\"finish_reason\":null}}]}}\n\n"
+    )
 }
 
 #[test]
@@ -484,6 +487,43 @@ fn case_04_a_card_over_two_delta_events() {
 }
 
 #[test]
+fn a_string_that_goes_on_is_never_walked_over_whatever_stands_around_it() {
+    for (before, after) in [
+        ("", ""),
+        (r#""id":"chatcmpl-abcdefghijklmnopqrstuvw","#, r#","usage":{"prompt_tokens":17,"completion_tokens":3}"#),
+        ("", r#","model":"a name that is long enough to be walked over at once""#),
+    ] {
+        for (name, rest) in [("content", ""), ("content", r#","role":"assistant of some length""#), ("Content", "")] {
+            let event = |text: &str| {
+                format!(
+                    "data: {{{before}\"choices\":[{{\"index\":0,\"delta\":{{\"{name}\" :  \"{text}\"{rest}}}}}]{after}}}\n\n"
+                )
+            };
+            let body = ": begun\n\n".to_owned() + &event("card 4111 1111") + &event(" 1111 1111 ok") + &event(" end. ");
+            let want = ": begun\n\n".to_owned() + &event("card ") + &event("[redacted:card] ok") + &event(" end. ");
+            assert_any_chunking(SSE, &body, &want);
+        }
+    }
+}
+
+#[test]
+fn what_is_not_clear_costs_no_more_the_longer_it_is() {
+    // Each would take minutes if a walk began anew at every byte.
+    let wide = " ".repeat(1 << 20);
+    for (kind, body) in [
+        (JSON, format!("[{wide}]")),
+        (JSON, format!("{{\"a\"{wide}:1,{}\"\\u0041\":2}}", &wide[..60_000])),
+        (JSON, format!("[\"{}\\u0041\"]", "x".repeat(1 << 20))),
+        (SSE, ":\r\n\r\n".repeat(200_000)),
+        (SSE, ": a\n\n".to_owned() + &"id: 1\r\n\r\n".repeat(100_000)),
+        (SSE, ": a\n\n".to_owned() + &"id: 1\n".repeat(4000) + "\n"),
+    ] {
+        let masked = mask_whole(&rules(), kind, body.as_bytes()).expect("passes");
+        assert_eq!(masked.len(), body.len(), "{}", &body[..20]);
+    }
+}
+
+#[test]
 fn case_05_over_three_events_with_choices_interleaved() {
     let body = delta(0, "4111")
         + &delta(1, "to ada@")
@@ -851,7 +891,12 @@ proptest! {
     ) {
         let rules = if field.is_empty() { rules() } else { with_field(field, action) };
         let events: String = values.iter().map(|v| format!("id: 7\ndata: {}\n\n", v.replace('\n', " "))).collect();
-        for (kind, body) in [(JSON, values.join("\n")), (SSE, format!(": begun\n\n{events}"))] {
+        let deltas: String = values
+            .iter()
+            .map(|v| v.replace(['\n', '"'], " ").replace('\\', "/"))
+            .map(|text| delta(0, &text) + "data: {\"choices\":[{\"index\":1,\"delta\":{\"role\":\"a role of some length\"}}]}\n\n")
+            .collect();
+        for (kind, body) in [(JSON, values.join("\n")), (SSE, format!(": begun\n\n{events}")), (SSE, deltas)] {
             let (want, ended) = outcome(&rules, kind, body.as_bytes(), 7);
             for size in [size, body.len()] {
                 let (got, end) = outcome(&rules, kind, body.as_bytes(), size);

@@ -48,6 +48,8 @@ struct Frame {
 pub(in crate::protocol::masking) struct Walk {
     /// From the front to the end of a value, or behind an opening bracket.
     length: usize,
+    /// How far it looked before it stopped.
+    looked: usize,
     expect: Expect,
     /// How many of the containers that were open it came out of.
     closed: usize,
@@ -73,13 +75,20 @@ impl JsonMasker {
         if !between || rest.len() < LEAST || self.reach.left > 0 || self.muted_at.is_some() {
             return 0;
         }
-        if self.plain_text || self.lone {
+        // A value's name decides what it is: the masker knows the one that it has read.
+        let named = matches!(self.expect, Expect::Colon | Expect::Value) && self.stack.last().is_some_and(|c| c.object);
+        if self.plain_text || self.lone || named {
             return 0;
         }
         let text = &rest[..rest.len().min(self.reach.bytes)];
         let (rules, stack) = (&*self.rules, &self.stack[..]);
         let walk = Walk::over(&Start { rules, deltas: self.collect_delta, stack, expect: self.expect }, text);
-        let Some(walk) = walk.filter(|w| w.length > 0) else { return 0 };
+        let Some(walk) = walk else { return 0 };
+        if walk.length == 0 {
+            // What was looked at in vain is not looked at again and again.
+            self.reach.left = walk.looked;
+            return 0;
+        }
         let passed = &text[..walk.length];
         if !walk.is_clean(&self.rules, passed) {
             self.reach = Reach { bytes: (self.reach.bytes / 4).max(REACH.1), left: walk.length };
@@ -151,7 +160,7 @@ impl Walk {
             return None;
         }
         let frames = vec![start.frame(0)];
-        let mut walk = Self { length: 0, expect: start.expect, closed: 0, frames, escaped: false };
+        let mut walk = Self { length: 0, looked: 0, expect: start.expect, closed: 0, frames, escaped: false };
         walk.go(start, text);
         Some(walk)
     }
@@ -161,12 +170,13 @@ impl Walk {
         let (mut at, mut expect, mut name, mut item) = (0, start.expect, None, false);
         loop {
             at += text[at..].iter().take_while(|b| matches!(b, b' ' | b'\t' | b'\n' | b'\r')).count();
+            self.looked = at;
             let Some(b) = text.get(at).copied() else { return };
             let depth = self.depth(start);
             let object = self.frames.last().is_some_and(|f| f.object);
             match (b, expect) {
                 (b'"', Name | NameOrEnd) => {
-                    let Some((end, false)) = string(text, at + 1) else { return };
+                    let Some((end, false)) = self.string(text, at + 1) else { return };
                     let named = &text[at + 1..end];
                     if named.len() > MAX_HELD || start.watched().any(|path| path.may_end_with(named)) {
                         return;
@@ -189,13 +199,14 @@ impl Walk {
                     self.frames.push(Frame::new(b == b'{'));
                 }
                 (b'"', Value | ValueOrEnd) => {
-                    let Some((end, escaped)) = string(text, at + 1) else { return };
+                    let Some((end, escaped)) = self.string(text, at + 1) else { return };
                     self.escaped |= escaped;
                     self.place(&mut name, &mut item);
                     at = end;
                 }
                 (_, Value | ValueOrEnd) if depth > 0 && is_scalar(b) => {
                     let run = text[at..].iter().take_while(|b| is_scalar(**b)).count();
+                    self.looked = at + run;
                     if at + run == text.len() || run > MAX_HELD || !is_literal(&text[at..at + run]) {
                         return;
                     }
@@ -212,6 +223,24 @@ impl Walk {
                 _ => Value,
             };
             (self.length, self.expect) = (at, expect);
+        }
+    }
+
+    /// Where a string ends that begins at `from`, and whether it has escapes; none where that is not there, or not clear.
+    fn string(&mut self, text: &[u8], from: usize) -> Option<(usize, bool)> {
+        let (mut at, mut escaped) = (from, false);
+        loop {
+            self.looked = text.len();
+            let stop = at + memchr::memchr2(b'"', b'\\', text.get(at..)?)?;
+            self.looked = stop;
+            if !reads_as_written(&text[at..stop]) {
+                return None;
+            }
+            if text[stop] == b'"' {
+                return Some((stop, escaped));
+            }
+            escape(*text.get(stop + 1)?)?;
+            (at, escaped) = (stop + 2, true);
         }
     }
 
@@ -246,22 +275,6 @@ impl Walk {
     /// Whether nothing is found in what the text's escapes stand for; it is what is written where it has none.
     pub(in crate::protocol::masking) fn is_clean_read(&self, rules: &MaskRules, text: &[u8]) -> bool {
         !self.escaped || Scanner::is_clean(rules, &read(text))
-    }
-}
-
-/// Where a string ends that begins at `from`, and whether it has escapes; none where that is not there, or not clear.
-fn string(text: &[u8], from: usize) -> Option<(usize, bool)> {
-    let (mut at, mut escaped) = (from, false);
-    loop {
-        let stop = at + memchr::memchr2(b'"', b'\\', text.get(at..)?)?;
-        if !reads_as_written(&text[at..stop]) {
-            return None;
-        }
-        if text[stop] == b'"' {
-            return Some((stop, escaped));
-        }
-        escape(*text.get(stop + 1)?)?;
-        (at, escaped) = (stop + 2, true);
     }
 }
 

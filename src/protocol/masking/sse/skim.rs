@@ -6,6 +6,8 @@ use crate::protocol::masking::sse::{LINE_COST, MAX_HELD, SseMasker, data_value};
 
 /// Most lines of an event that passes so.
 const MAX_LINES: usize = 16;
+/// Longest event that does: less than may be held, whatever its lines cost.
+const LONGEST: usize = MAX_HELD - (MAX_LINES + 1) * LINE_COST;
 /// Most bytes of events that are scanned together.
 pub(super) const REACH: usize = 64 * 1024;
 
@@ -50,6 +52,9 @@ impl SseMasker {
             if end == at {
                 break;
             }
+            if lines == MAX_LINES || end > LONGEST || rest[end - 1] == b'\r' {
+                return None;
+            }
             match data_value(&rest[at..end]) {
                 // Lines of data are joined, which may make a value of its pieces.
                 Some(_) if data.is_some() => return None,
@@ -59,15 +64,14 @@ impl SseMasker {
             (at, lines) = (end + 1, lines + 1);
         }
         let (event, length) = (&rest[..at], at + 1);
-        let plain = event.is_ascii() && memchr::memchr(b'\r', event).is_none();
-        if !plain || !(1..=MAX_LINES).contains(&lines) || length + MAX_LINES * LINE_COST > MAX_HELD {
+        if lines == 0 || !event.is_ascii() || memchr::memchr(b'\r', event).is_some() {
             return None;
         }
         // It may end a string that goes on.
         if !self.continued.is_empty() && memchr::memmem::find(event, b"finish_reason").is_some() {
             return None;
         }
-        let clear = data.map(<[u8]>::trim_ascii_end).is_none_or(|data| {
+        let clear = data.is_none_or(|data| {
             data.first() == Some(&b'{')
                 && whole_event(&self.rules, data).is_some_and(|walk| walk.is_clean_read(&self.rules, data))
         });
