@@ -26,7 +26,7 @@ pub async fn probe(http: &HttpClient, url: &str) -> Result<String, ClientError> 
     resource_metadata(response.headers()).ok_or_else(|| ClientError::Protocol {
         what: url.to_owned(),
         cause: format!(
-            "status {} without a DPoP challenge that names resource_metadata; is a popgate gateway in front of it?",
+            "status {} without a DPoP challenge that names resource_metadata; is a popgate gateway in front of it? What is public there is called without popgate",
             response.status()
         ),
     })

@@ -1,6 +1,8 @@
 //! The one exit: challenges are written here, and refusals logged.
 
 use http::{HeaderName, HeaderValue, Response, header};
+use http_body_util::{BodyExt as _, Empty};
+use hyper::body::Body as _;
 
 use crate::domain::leaf::{Denial, Event, Leaf, Staged};
 use crate::domain::proof::Role;
@@ -127,6 +129,18 @@ pub fn in_grpc(mut response: Response<AnyBody>) -> Response<AnyBody> {
         headers.insert("grpc-status", HeaderValue::from_static(code));
         headers.insert("grpc-message", HeaderValue::from_static("refused by the gateway; the body says why"));
     }
+    response
+}
+
+/// What answers HEAD: the head of what GET would get, and no body (RFC 9110 section 9.3.2).
+pub fn headless(mut response: Response<AnyBody>) -> Response<AnyBody> {
+    if response.body().is_end_stream() {
+        return response;
+    }
+    if let Some(length) = response.body().size_hint().exact() {
+        response.headers_mut().entry(header::CONTENT_LENGTH).or_insert(length.into());
+    }
+    *response.body_mut() = Empty::new().map_err(|never| match never {}).boxed_unsync();
     response
 }
 

@@ -134,6 +134,7 @@ impl Gateway {
             return websocket::open(relay, handshake, &parts.headers, shown, upgraded);
         }
         let mut treatment = mask::treatment(carry.route, carry.request, &parts, body.is_end_stream(), secret)?;
+        treatment.rules = (!carry.route.response_headers.is_empty()).then(|| carry.route.response_headers.clone());
         let events =
             parts.headers.get(header::CONTENT_TYPE).is_some_and(|v| v.as_bytes().starts_with(b"text/event-stream"));
         let mut body = if self.judges_calls(carry) {

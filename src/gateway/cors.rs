@@ -38,7 +38,9 @@ impl Cors {
         let mut headers: Vec<String> = OURS.iter().map(ToString::to_string).collect();
         for name in &config.headers {
             let parsed: HeaderName = name.parse().map_err(|_| format!("{name:?} is no header name"))?;
-            headers.push(parsed.as_str().to_owned());
+            if !OURS.contains(&parsed.as_str()) {
+                headers.push(parsed.as_str().to_owned());
+            }
         }
         Ok(Self {
             origins: config.origins.iter().map(origin).collect::<Result<_, _>>()?,
@@ -62,6 +64,7 @@ impl Cors {
         headers.insert(header::ACCESS_CONTROL_ALLOW_HEADERS, self.headers.clone());
         headers.insert(header::ACCESS_CONTROL_MAX_AGE, HeaderValue::from(self.max_age));
         show(origin, headers);
+        headers.append(header::VARY, HeaderValue::from_static("origin"));
         response
     }
 }
@@ -80,5 +83,4 @@ pub fn show(origin: &HeaderValue, headers: &mut HeaderMap) {
     }
     headers.insert(header::ACCESS_CONTROL_ALLOW_ORIGIN, origin.clone());
     headers.insert(header::ACCESS_CONTROL_EXPOSE_HEADERS, HeaderValue::from_static(SHOWN));
-    headers.append(header::VARY, HeaderValue::from_static("origin"));
 }

@@ -1,11 +1,12 @@
 //! Permit → upstream. The credential stays here; upstream gets a transaction token for this one request.
 
 use std::pin::Pin;
+use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use bytes::Bytes;
-use http::header::{self, HeaderValue};
+use http::header::{self, HeaderName, HeaderValue};
 use http::{HeaderMap, Request, Response, Version};
 use http_body_util::{BodyExt as _, Full};
 use hyper::body::{Body, Frame, Incoming as IncomingBody, SizeHint};
@@ -16,8 +17,10 @@ use crate::gateway::approve::Permit;
 use crate::gateway::authenticate::Caller;
 use crate::gateway::bounds::Bounds;
 use crate::gateway::carry::Carry;
+use crate::gateway::header_rules::HeaderRules;
 use crate::gateway::headers;
 use crate::gateway::record::Exchange;
+use crate::gateway::routes::Route;
 use crate::gateway::serve::Gateway;
 use crate::gateway::upstream::Unsent;
 use crate::gateway::upstream::config::Protocol;
@@ -30,6 +33,32 @@ use crate::protocol::txn_token::{self, request_digest};
 struct Recorded<B> {
     body: B,
     exchange: Exchange,
+    trailers: TrailerRules,
+}
+
+/// What of a request's trailers stays here besides what no trailer may carry.
+#[derive(Clone, Default)]
+struct TrailerRules {
+    rules: Option<Arc<HeaderRules>>,
+    injected: Option<HeaderName>,
+}
+
+impl TrailerRules {
+    fn of(route: &Route) -> Self {
+        let rules = (!route.request_headers.is_empty()).then(|| route.request_headers.clone());
+        Self { rules, injected: route.inject.as_ref().map(|i| i.header.clone()) }
+    }
+
+    fn passing(&self, sent: &HeaderMap) -> HeaderMap {
+        let mut passing = headers::trailers(sent);
+        if let Some(rules) = &self.rules {
+            rules.strip(&mut passing);
+        }
+        if let Some(name) = &self.injected {
+            passing.remove(name);
+        }
+        passing
+    }
 }
 
 impl<B> Body for Recorded<B>
@@ -49,7 +78,7 @@ where
                 Some(Err(error.into()))
             }
             Some(Ok(frame)) => {
-                let mut passed = pass(frame, &self.exchange);
+                let mut passed = pass(frame, &self.exchange, &self.trailers);
                 // Who knows that nothing follows need not ask for it.
                 if self.body.is_end_stream() {
                     passed = passed.and_then(|frame| ended(frame, &self.exchange));
@@ -76,14 +105,14 @@ fn ended(frame: Frame<Bytes>, exchange: &Exchange) -> Result<Frame<Bytes>, BoxEr
     Ok(frame)
 }
 
-fn pass(frame: Frame<Bytes>, exchange: &Exchange) -> Result<Frame<Bytes>, BoxError> {
+fn pass(frame: Frame<Bytes>, exchange: &Exchange, rules: &TrailerRules) -> Result<Frame<Bytes>, BoxError> {
     match frame.into_data() {
         Ok(chunk) => {
             exchange.request_chunk(&chunk)?;
             Ok(Frame::data(chunk))
         }
         Err(frame) => {
-            let trailers = headers::trailers(&frame.into_trailers().unwrap_or_default());
+            let trailers = rules.passing(&frame.into_trailers().unwrap_or_default());
             exchange.request_trailers(&trailers)?;
             Ok(Frame::trailers(trailers))
         }
@@ -160,19 +189,21 @@ impl Outgoing {
         }
     }
 
-    fn recorded(self, exchange: &Exchange, masker: Option<Masker>) -> AnyBody {
-        let exchange = exchange.clone();
+    fn recorded(self, route: &Route, exchange: &Exchange, masker: Option<Masker>) -> AnyBody {
+        let (exchange, trailers) = (exchange.clone(), TrailerRules::of(route));
         if self.is_empty() {
             // Nothing is recorded of it, so nothing can fail.
             let _ = exchange.request_end();
         }
         match (self, masker) {
-            (Self::Held(bytes), None) => Recorded { body: Full::new(bytes), exchange }.boxed_unsync(),
-            (Self::Streaming(body), None) => Recorded { body, exchange }.boxed_unsync(),
+            (Self::Held(bytes), None) => Recorded { body: Full::new(bytes), exchange, trailers }.boxed_unsync(),
+            (Self::Streaming(body), None) => Recorded { body, exchange, trailers }.boxed_unsync(),
             (Self::Held(bytes), masker) => {
-                Recorded { body: Masked { body: Full::new(bytes), masker }, exchange }.boxed_unsync()
+                Recorded { body: Masked { body: Full::new(bytes), masker }, exchange, trailers }.boxed_unsync()
             }
-            (Self::Streaming(body), masker) => Recorded { body: Masked { body, masker }, exchange }.boxed_unsync(),
+            (Self::Streaming(body), masker) => {
+                Recorded { body: Masked { body, masker }, exchange, trailers }.boxed_unsync()
+            }
         }
     }
 }
@@ -211,7 +242,7 @@ impl Gateway {
         let (head, ()) = request.into_parts();
         drop(permit);
         let masker = request_masker(carry, &body)?;
-        let body = body.recorded(exchange, masker);
+        let body = body.recorded(carry.route, exchange, masker);
         let blameless = || exchange.request_fault().is_some();
         let sending = upstream.send(&head, &target, body, &blameless);
         let answered = tokio::select! {

@@ -28,6 +28,13 @@ impl HeaderRules {
         }
     }
 
+    /// Removes from trailers what is removed or set in headers: it would be read as one of them.
+    pub fn strip(&self, trailers: &mut HeaderMap) {
+        for name in self.remove.iter().chain(self.set.iter().map(|(name, _)| name)) {
+            trailers.remove(name);
+        }
+    }
+
     /// Whether nothing is changed.
     pub const fn is_empty(&self) -> bool {
         self.set.is_empty() && self.remove.is_empty()

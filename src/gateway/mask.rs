@@ -12,6 +12,7 @@ use hyper::body::Body as _;
 use crate::domain::refusal::Refusal;
 use crate::gateway::bounds::Cut;
 use crate::gateway::grpc_mask::GrpcMasker;
+use crate::gateway::header_rules::HeaderRules;
 use crate::gateway::read::Incoming;
 use crate::gateway::record::Exchange;
 use crate::gateway::routes::Route;
@@ -34,6 +35,8 @@ pub struct Treatment {
     pub mask: BodyMask,
     /// Trailers are masked.
     pub trailers: Option<Arc<MaskRules>>,
+    /// Names that go from trailers, too.
+    pub rules: Option<Arc<HeaderRules>>,
     /// Trailers that wait for the body's end.
     pub last: Option<HeaderMap>,
 }
@@ -109,7 +112,10 @@ impl Treatment {
 
     /// Keeps trailers for the end: what is behind the body comes behind it, masked or not.
     pub fn trail(&mut self, sent: &HeaderMap) {
-        let passing = crate::gateway::headers::trailers(sent);
+        let mut passing = crate::gateway::headers::trailers(sent);
+        if let Some(rules) = &self.rules {
+            rules.strip(&mut passing);
+        }
         self.last = Some(match &self.trailers {
             Some(rules) => trailers(rules, &passing),
             None => passing,

@@ -141,7 +141,8 @@ impl Pump {
         let Err(cut) = outcome else { return self.exchange.seal("complete") };
         let name = <&str>::from(cut);
         let spiffe_id = self.bounds.subject.as_ref().map(|s| s.spiffe_id.as_str());
-        tracing::info!(why = name, spiffe_id, "a response was cut");
+        let request_id = self.exchange.request_id();
+        tracing::info!(request_id, why = name, spiffe_id, "a response was cut");
         metrics::counter!("popgate_streams_cut_total", "why" => name).increment(1);
         self.exchange.seal(name);
     }

@@ -223,6 +223,11 @@ impl Exchange {
         inner.frame(FrameKind::RequestBody, &kept.unwrap_or_default())
     }
 
+    /// The key to its evidence.
+    pub fn request_id(&self) -> String {
+        self.lock().request.id.clone()
+    }
+
     /// When the last piece of the request's body passed; before the first, when the exchange began.
     pub fn last_request_chunk(&self) -> Instant {
         self.lock().moved

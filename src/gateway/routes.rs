@@ -63,9 +63,9 @@ pub struct Route {
     /// The upstream's own credential.
     pub inject: Option<Inject>,
     /// Headers towards upstream.
-    pub request_headers: HeaderRules,
+    pub request_headers: Arc<HeaderRules>,
     /// Headers towards the client.
-    pub response_headers: HeaderRules,
+    pub response_headers: Arc<HeaderRules>,
     /// What a caller must bring.
     pub access: Access,
     /// Workloads that may ask the token service about tokens of the resource.
@@ -233,6 +233,9 @@ fn route(
         return Err(bad("a WebSocket goes upstream over HTTP/1.1: upstream.protocol must be auto or http1".into()));
     }
     check_public(config, &operations).map_err(bad)?;
+    let rules = |key: &str, config| HeaderRules::new(config).map(Arc::new).map_err(|e| bad(format!("{key}: {e}")));
+    let request_headers = rules("request_headers", &config.request_headers)?;
+    let response_headers = rules("response_headers", &config.response_headers)?;
     let introspect = config
         .introspect
         .iter()
@@ -248,9 +251,8 @@ fn route(
         mask,
         record: config.record,
         inject,
-        request_headers: HeaderRules::new(&config.request_headers).map_err(|e| bad(format!("request_headers: {e}")))?,
-        response_headers: HeaderRules::new(&config.response_headers)
-            .map_err(|e| bad(format!("response_headers: {e}")))?,
+        request_headers,
+        response_headers,
         access: config.access,
         introspect,
         nonce_required: config.nonce_required,

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use arc_swap::ArcSwap;
 use bytes::Bytes;
-use http::{Request, Response, header};
+use http::{HeaderValue, Method, Request, Response, header};
 use hyper::body::Incoming as IncomingBody;
 use opentelemetry::global::BoxedTracer;
 use tokio::sync::watch;
@@ -17,7 +17,7 @@ use tokio_util::task::TaskTracker;
 use crate::domain::refusal::Refusal;
 use crate::domain::revocation::RevocationSet;
 use crate::domain::verdict::{Decision, Verdict};
-use crate::gateway::answer::{in_grpc, stamp};
+use crate::gateway::answer::{headless, in_grpc, stamp};
 use crate::gateway::approve::Asking;
 use crate::gateway::authenticate::{Caller, Demand, Unproved, bad_proof};
 use crate::gateway::authorize;
@@ -85,11 +85,13 @@ impl Serve for GatewayService {
         let request_id = entropy::random_id();
         let grpc =
             request.headers().get(header::CONTENT_TYPE).is_some_and(|v| v.as_bytes().starts_with(b"application/grpc"));
+        let bodiless = request.method() == Method::HEAD;
         let trace = Trace::begin(self.0.tracer.as_ref(), request.method(), request.headers(), &request_id);
         let trace = Arc::new(trace);
         // On the heap once: a future of many kilobytes is not moved from hand to hand.
         let response = Box::pin(self.0.handle(&peer, request, &request_id, &trace)).await;
         trace.answered(response.status());
+        let response = if bodiless { headless(response) } else { response };
         stamp(if grpc { in_grpc(response) } else { response }, &request_id)
     }
 }
@@ -135,6 +137,10 @@ impl Gateway {
         };
         if let Some(page) = page {
             cors::show(&page, response.headers_mut());
+        }
+        if route.is_some_and(|r| r.cors.is_some()) {
+            // Whoever keeps an answer must know that another page would get another.
+            response.headers_mut().append(header::VARY, HeaderValue::from_static("origin"));
         }
         response
     }
@@ -213,7 +219,8 @@ impl Gateway {
     ) -> Result<Response<AnyBody>, Refusal> {
         let method = request.method().as_str();
         let mut body = self.judged_body(route, request, body).await?;
-        if route.content_digest {
+        // Who signs for a body is held to it, whether or not the route demands that.
+        if route.content_digest || caller.signed_body.is_claimed() {
             body = self.held(body).await?;
         }
         if let Some(held) = bytes_of(&body) {

@@ -155,6 +155,11 @@ pub enum SignedBody {
 }
 
 impl SignedBody {
+    /// Whether the proof says anything of the body.
+    pub const fn is_claimed(self) -> bool {
+        !matches!(self, Self::Any)
+    }
+
     /// Holds a body against it. With `required` a body that is not empty must be signed for.
     pub fn check(self, body: &[u8], required: bool) -> Result<(), ProofError> {
         let fits = match self {

@@ -117,6 +117,12 @@ async fn no_token_is_for_a_public_resource_and_nothing_describes_it_as_one() {
     let metadata = |path: &str| service.url("gateway", &format!("/.well-known/oauth-protected-resource{path}"));
     assert_eq!(anybody.raw("GET", &metadata("/shut"), &[], false).await.status, 200);
     assert_eq!(anybody.raw("GET", &metadata("/open"), &[], false).await.status, 404);
+    // Nor does a challenge: what has no route is told like the broadest that demands something.
+    for path in ["/open/x", "/nowhere"] {
+        let refused = anybody.raw("DELETE", &service.url("gateway", path), &[], false).await;
+        let challenge = refused.header("www-authenticate").to_owned();
+        assert!(!challenge.contains("oauth-protected-resource/open"), "{path}: {challenge}");
+    }
     let mut target = anybody.session.target(&service.url("gateway", "/shut/x")).await.expect("discovers");
     assert!(anybody.session.mint(&target, None).await.is_ok());
     target.resource = service.url("gateway", "/open");

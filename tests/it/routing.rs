@@ -182,6 +182,7 @@ async fn pages_that_are_named_may_call_and_read_answers_and_others_learn_nothing
     for other in ["https://evil.example", "http://app.example", "https://app.example:444", "null"] {
         let told = solver.raw("OPTIONS", &url, &[("origin", other), asking[1]], false).await;
         assert_eq!((told.status, told.header("access-control-allow-origin")), (401, ""), "{other}");
+        assert_eq!(told.header("vary"), "origin", "what is kept of it is not for the pages that may");
         let answer = solver.call("GET", &url, &[("origin", other)], "").await;
         assert_eq!((answer.status, answer.header("access-control-allow-origin")), (200, ""), "{other}");
     }
@@ -215,4 +216,55 @@ async fn a_route_sets_and_removes_headers_both_ways() {
     assert_eq!((got("x-team"), got("x-debug"), got("x-own")), (vec!["ours"], vec![], vec!["2"]));
     assert_eq!(got("x-forwarded-proto"), ["https"]);
     assert_eq!(got("txn-token").len(), 1, "ours is written after");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn our_own_answers_to_head_have_a_head_alone() {
+    let service = Service::start().await;
+    let solver = service.solver().await;
+    assert_eq!(solver.get(&service.url("gateway", "/v1/runs/r1")).await.status, 200, "learns the nonce");
+    for (path, proved, status) in [
+        ("/v1/runs/r1", false, 401),
+        ("/v1/unlisted/x", true, 403),
+        ("/nowhere", false, 401),
+        ("/.well-known/oauth-protected-resource/v1", false, 200),
+        ("/.popgate/x", false, 404),
+    ] {
+        let url = service.url("gateway", path);
+        let call = Call { method: Method::HEAD, url: &url, headers: HeaderMap::new(), body: "".into() };
+        let response = match proved {
+            true => solver.session.call(&call).await,
+            false => solver.session.raw(&call, HeaderMap::new(), false).await,
+        };
+        let response = response.expect("answered");
+        assert_eq!((response.status().as_u16(), response.version()), (status, http::Version::HTTP_2), "{path}");
+        let length = response.headers().get("content-length").and_then(|v| v.to_str().ok()?.parse::<u64>().ok());
+        assert!(length.is_some_and(|n| n > 10), "what GET would get: {length:?}");
+        let body = popgate::net::body::read(response.into_body(), 1000).await;
+        assert!(body.is_ok_and(|b| b.is_empty()), "{path}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn who_signs_for_a_body_is_held_to_it_on_any_route() {
+    let upstream = Upstream::start().await;
+    let routes = route("p", "/p", &format!("url = \"http://{}\"", upstream.address), "")
+        + &operation("x.post", "POST /p/**", "")
+        + &operation("x.get", "GET /p/**", "");
+    let service = Service::start_routes(&routes, &["x.post", "x.get"], &[]).await;
+    let solver = service.solver().await;
+    let url = service.url("gateway", "/p/x");
+    let token = solver.token(&url).await;
+    assert_eq!(solver.get(&url).await.status, 200, "learns the nonce");
+    for (signed, sent, status) in [("{\"n\":1}", "{\"n\":9999}", 401), ("{\"n\":1}", "{\"n\":1}", 200)] {
+        let call = Call { method: Method::POST, url: &url, headers: HeaderMap::new(), body: sent.into() };
+        let proof = solver.session.prove_body("POST", &url, Some(&token), Some(signed.as_bytes()));
+        let mut headers = HeaderMap::new();
+        headers.insert("authorization", format!("DPoP {}", token.expose()).parse().expect("a value"));
+        headers.insert("dpop", proof.parse().expect("a value"));
+        headers.insert("content-type", "application/json".parse().expect("a value"));
+        let response = solver.session.raw(&call, headers, false).await.expect("answered");
+        assert_eq!(response.status().as_u16(), status, "signed {signed}, sent {sent}");
+    }
+    assert_eq!(upstream.count(), 2);
 }
