@@ -134,12 +134,11 @@ pub fn in_grpc(mut response: Response<AnyBody>) -> Response<AnyBody> {
 
 /// What answers HEAD: the head of what GET would get, and no body (RFC 9110 section 9.3.2).
 pub fn headless(mut response: Response<AnyBody>) -> Response<AnyBody> {
-    if response.body().is_end_stream() {
+    // What upstream answers has its own end, however long that is.
+    let Some(length) = response.body().size_hint().exact().filter(|_| !response.body().is_end_stream()) else {
         return response;
-    }
-    if let Some(length) = response.body().size_hint().exact() {
-        response.headers_mut().entry(header::CONTENT_LENGTH).or_insert(length.into());
-    }
+    };
+    response.headers_mut().entry(header::CONTENT_LENGTH).or_insert(length.into());
     *response.body_mut() = Empty::new().map_err(|never| match never {}).boxed_unsync();
     response
 }

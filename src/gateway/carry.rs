@@ -169,7 +169,7 @@ impl Gateway {
         let bodiless = carry.request.head.method == Method::HEAD
             || matches!(parts.status, StatusCode::NO_CONTENT | StatusCode::NOT_MODIFIED);
         let course = Course { idle, events, first, resized: bodiless || resized, place };
-        let body = pump::start(body, treatment, exchange.clone(), bounds, course, self.stores.clone()).await;
+        let body = pump::start(body, treatment, exchange.clone(), bounds, course, self.stores.clone());
         Ok(Response::from_parts(parts, body))
     }
 

@@ -1,6 +1,5 @@
 //! Moves a response from upstream to the client: masks, records, and cuts it when its caller is stopped.
 
-use std::collections::VecDeque;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, Ordering};
@@ -26,8 +25,6 @@ const OPEN: u8 = 0;
 const COMPLETE: u8 = 1;
 const CUT: u8 = 2;
 const AHEAD: usize = 16;
-/// Longest body that is moved before its head goes out, if its length is known.
-const SHORT: u64 = 16 * 1024;
 /// How long a stream's last event has before its reset.
 const LAST_WORD: Duration = Duration::from_millis(20);
 
@@ -45,26 +42,6 @@ pub struct Course {
     pub place: Place,
 }
 
-/// Where frames go.
-enum Client {
-    /// To the client as they come, from a task of their own.
-    Task(mpsc::Sender<Frame<Bytes>>),
-    /// Kept, to go all at once.
-    Kept(VecDeque<Frame<Bytes>>),
-}
-
-impl Client {
-    async fn send(&mut self, frame: Frame<Bytes>) -> Result<(), Cut> {
-        match self {
-            Self::Task(client) => client.send(frame).await.map_err(|_| Cut::ClientGone),
-            Self::Kept(frames) => {
-                frames.push_back(frame);
-                Ok(())
-            }
-        }
-    }
-}
-
 /// What a body is moved by.
 struct Pump {
     upstream: AnyBody,
@@ -75,8 +52,8 @@ struct Pump {
     stores: Stores,
 }
 
-/// Begins to move a body and gives the client's end of it. A short one whose length is known is moved at once.
-pub async fn start(
+/// Starts the pump and gives the client's end of it.
+pub fn start(
     upstream: AnyBody,
     treatment: Treatment,
     exchange: Exchange,
@@ -84,15 +61,10 @@ pub async fn start(
     course: Course,
     stores: Stores,
 ) -> AnyBody {
-    let length = upstream.size_hint().exact();
-    let exact = (treatment.is_plain() && !course.resized).then_some(length).flatten();
-    let short = length.is_some_and(|length| length <= SHORT) && !course.events;
+    let exact = (treatment.is_plain() && !course.resized).then(|| upstream.size_hint().exact()).flatten();
     // An answer that ends with its head ends so for the client, too: gRPC tells errors that way.
     let ended = upstream.is_end_stream() && course.first.is_empty();
     let pump = Pump { upstream, treatment, exchange, bounds, course, stores };
-    if short {
-        return pump.at_once(exact).await.boxed_unsync();
-    }
     let (sender, receiver) = mpsc::channel(AHEAD);
     let end = Arc::new(AtomicU8::new(OPEN));
     tokio::spawn(pump.run(sender, end.clone()));
@@ -100,40 +72,25 @@ pub async fn start(
 }
 
 impl Pump {
-    async fn run(mut self, sender: mpsc::Sender<Frame<Bytes>>, end: Arc<AtomicU8>) {
-        let mut client = Client::Task(sender.clone());
+    async fn run(mut self, client: mpsc::Sender<Frame<Bytes>>, end: Arc<AtomicU8>) {
         // A stop counts wherever the relay waits: for upstream, or for a client that does not read. That the client went
         // comes last: an HTTP/1.1 connection drops a body that has ended, or has none, before anybody asked for it.
         let outcome = tokio::select! {
             biased;
             cut = self.bounds.over(&self.stores) => Err(cut),
-            done = relay(&mut self.upstream, &mut self.treatment, &self.exchange, &self.course, &mut client) => done,
-            () = sender.closed() => Err(Cut::ClientGone),
+            done = relay(&mut self.upstream, &mut self.treatment, &self.exchange, &self.course, &client) => done,
+            () = client.closed() => Err(Cut::ClientGone),
         };
         if let Err(cut) = outcome
             && self.course.events
             && cut != Cut::ClientGone
         {
-            tell(&self.exchange, &sender, cut.into()).await;
+            tell(&self.exchange, &client, cut.into()).await;
         }
         // Sealed before the reset goes out: from here on nothing of it passes.
         self.seal(outcome);
         // What still waits for the client stays here: closing the channel wakes its end, which then fails.
         end.store(if outcome.is_ok() { COMPLETE } else { CUT }, Ordering::Release);
-    }
-
-    async fn at_once(mut self, exact: Option<u64>) -> Ready {
-        let mut client = Client::Kept(VecDeque::new());
-        let outcome = tokio::select! {
-            biased;
-            cut = self.bounds.over(&self.stores) => Err(cut),
-            done = relay(&mut self.upstream, &mut self.treatment, &self.exchange, &self.course, &mut client) => done,
-        };
-        self.seal(outcome);
-        match (outcome, client) {
-            (Ok(()), Client::Kept(frames)) => Ready { frames, exact, cut: false },
-            _ => Ready { frames: VecDeque::new(), exact, cut: true },
-        }
     }
 
     fn seal(&self, outcome: Result<(), Cut>) {
@@ -167,7 +124,7 @@ async fn relay(
     treatment: &mut Treatment,
     exchange: &Exchange,
     course: &Course,
-    client: &mut Client,
+    client: &mpsc::Sender<Frame<Bytes>>,
 ) -> Result<(), Cut> {
     release(course.first.clone(), exchange, client).await?;
     loop {
@@ -197,7 +154,7 @@ async fn pass(
     frame: Frame<Bytes>,
     treatment: &mut Treatment,
     exchange: &Exchange,
-    client: &mut Client,
+    client: &mpsc::Sender<Frame<Bytes>>,
 ) -> Result<(), Cut> {
     match frame.into_data() {
         Ok(chunk) => {
@@ -213,43 +170,17 @@ async fn pass(
 }
 
 /// Records, then sends: nothing reaches the client that the recording does not have.
-async fn release(chunk: Bytes, exchange: &Exchange, client: &mut Client) -> Result<(), Cut> {
+async fn release(chunk: Bytes, exchange: &Exchange, client: &mpsc::Sender<Frame<Bytes>>) -> Result<(), Cut> {
     if chunk.is_empty() {
         return Ok(());
     }
     exchange.response_chunk(&chunk).map_err(|_| Cut::Unrecorded)?;
-    client.send(Frame::data(chunk)).await
+    client.send(Frame::data(chunk)).await.map_err(|_| Cut::ClientGone)
 }
 
-async fn trail(trailers: HeaderMap, exchange: &Exchange, client: &mut Client) -> Result<(), Cut> {
+async fn trail(trailers: HeaderMap, exchange: &Exchange, client: &mpsc::Sender<Frame<Bytes>>) -> Result<(), Cut> {
     exchange.response_trailers(&trailers).map_err(|_| Cut::Unrecorded)?;
-    client.send(Frame::trailers(trailers)).await
-}
-
-/// A body that is there.
-struct Ready {
-    frames: VecDeque<Frame<Bytes>>,
-    exact: Option<u64>,
-    /// Its end did not come, so the client's must not.
-    cut: bool,
-}
-
-impl Body for Ready {
-    type Data = Bytes;
-    type Error = BoxError;
-
-    fn poll_frame(mut self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
-        let cut = || Err(h2::Error::from(h2::Reason::CANCEL).into());
-        Poll::Ready(if self.cut { Some(cut()) } else { self.frames.pop_front().map(Ok) })
-    }
-
-    fn is_end_stream(&self) -> bool {
-        self.frames.is_empty() && !self.cut
-    }
-
-    fn size_hint(&self) -> SizeHint {
-        self.exact.map_or_else(SizeHint::default, SizeHint::with_exact)
-    }
+    client.send(Frame::trailers(trailers)).await.map_err(|_| Cut::ClientGone)
 }
 
 /// The body that the client reads as it comes.

@@ -130,11 +130,6 @@ impl Rules {
         self.routes.iter().find(|r| r.matcher.matches(wanted))
     }
 
-    /// The most specific route of a path, whatever else its requests must have.
-    pub fn route_of_path(&self, path: &str) -> Option<&Route> {
-        self.routes.iter().find(|r| r.matcher.path.matches(path).is_some())
-    }
-
     /// Begins what goes on beside the requests: names are resolved, health is checked.
     pub fn start(&self, present: Option<&Self>) {
         for route in &self.routes {

@@ -8,7 +8,7 @@ use std::time::Duration;
 use arc_swap::ArcSwap;
 use bytes::Bytes;
 use http::{HeaderValue, Method, Request, Response, header};
-use hyper::body::Incoming as IncomingBody;
+use hyper::body::{Body as _, Incoming as IncomingBody};
 use opentelemetry::global::BoxedTracer;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
@@ -219,8 +219,7 @@ impl Gateway {
     ) -> Result<Response<AnyBody>, Refusal> {
         let method = request.method().as_str();
         let mut body = self.judged_body(route, request, body).await?;
-        // Who signs for a body is held to it, whether or not the route demands that.
-        if route.content_digest || caller.signed_body.is_claimed() {
+        if route.content_digest || (caller.signed_body.is_claimed() && self.is_short(&body)) {
             body = self.held(body).await?;
         }
         if let Some(held) = bytes_of(&body) {
@@ -258,6 +257,14 @@ impl Gateway {
             execution.end(state).await;
         }
         result
+    }
+
+    /// Whether a body says itself that it can be held. Who signs for such a one is held to it on any route.
+    fn is_short(&self, body: &Outgoing) -> bool {
+        match body {
+            Outgoing::Held(_) => true,
+            Outgoing::Streaming(body) => body.size_hint().exact().is_some_and(|length| length <= self.held_body as u64),
+        }
     }
 
     async fn held(&self, body: Outgoing) -> Result<Outgoing, Refusal> {

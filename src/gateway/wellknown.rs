@@ -7,7 +7,6 @@ use crate::domain::refusal::Refusal;
 use crate::gateway::authenticate::{Demand, Unproved};
 use crate::gateway::config::Access;
 use crate::gateway::read::Incoming;
-use crate::gateway::routes::Route;
 use crate::gateway::serve::Gateway;
 use crate::net::body::{AnyBody, full};
 use crate::net::listener::Peer;
@@ -81,9 +80,9 @@ impl Gateway {
         let origin = self.origins[0].as_str();
         let rules = self.rules.load();
         // A path without a route is told like the broadest resource: who proves itself learns that there is nothing.
-        let proved = |r: &&Route| r.access != Access::DangerPublic;
-        let broadest = || rules.routes().iter().filter(proved).min_by_key(|r| r.resource.len());
-        let route = rules.route_of_path(path).filter(proved).or_else(broadest);
+        let proved = || rules.routes().iter().filter(|r| r.access != Access::DangerPublic);
+        let of_path = proved().find(|r| r.matcher.path.matches(path).is_some());
+        let route = of_path.or_else(|| proved().min_by_key(|r| r.resource.len()));
         let resource = route.and_then(|r| r.resource.strip_prefix(origin).map(ToOwned::to_owned));
         format!("{origin}{METADATA}{}", resource.unwrap_or_default())
     }

@@ -19,9 +19,15 @@ async fn world() -> (Upstream, Service) {
         + &operation("open.read", "GET /open/**", "")
         + &operation("open.say", "POST /open/say", "body = { n = { pointer = \"/n\", type = \"long\" } }")
         + &operation("open.form", "POST /open/form", "")
+        + &format!(
+            "[[route]]\nname = \"get\"\nmatch = {{ path = \"/both/**\", methods = [\"GET\"] }}\nresource = \"/both\"\nupstream = {{ {to} }}\naccess = \"danger_public\"\n"
+        )
+        + &operation("both.get", "GET /both/**", "")
+        + &route("both", "/both", &to, "")
+        + &operation("x.both", "POST /both/**", "")
         + &route("shut", "/shut", &to, "")
         + &operation("x.shut", "GET /shut/**", "");
-    let service = Service::start_routes(&routes, &["x.shut"], &[]).await;
+    let service = Service::start_routes(&routes, &["x.shut", "x.both"], &[]).await;
     (upstream, service)
 }
 
@@ -123,6 +129,8 @@ async fn no_token_is_for_a_public_resource_and_nothing_describes_it_as_one() {
         let challenge = refused.header("www-authenticate").to_owned();
         assert!(!challenge.contains("oauth-protected-resource/open"), "{path}: {challenge}");
     }
+    let both = anybody.raw("POST", &service.url("gateway", "/both/x"), &[], false).await;
+    assert!(both.header("www-authenticate").contains("oauth-protected-resource/both"), "{:?}", both.headers);
     let mut target = anybody.session.target(&service.url("gateway", "/shut/x")).await.expect("discovers");
     assert!(anybody.session.mint(&target, None).await.is_ok());
     target.resource = service.url("gateway", "/open");
