@@ -15,7 +15,7 @@ use crate::gateway::forward::{Outgoing, Unanswered};
 use crate::gateway::headers;
 use crate::gateway::inject::Injected;
 use crate::gateway::mask;
-use crate::gateway::pump::{self, Course};
+use crate::gateway::pump::{Course, Pump};
 use crate::gateway::read::Incoming;
 use crate::gateway::record::Exchange;
 use crate::gateway::routes::Route;
@@ -169,8 +169,9 @@ impl Gateway {
         let bodiless = carry.request.head.method == Method::HEAD
             || matches!(parts.status, StatusCode::NO_CONTENT | StatusCode::NOT_MODIFIED);
         let course = Course { idle, events, first, resized: bodiless || resized, place };
-        let body = pump::start(body, treatment, exchange.clone(), bounds, course, self.stores.clone());
-        Ok(Response::from_parts(parts, body))
+        let (exchange, stores) = (exchange.clone(), self.stores.clone());
+        let pump = Pump { upstream: body, treatment, exchange, bounds, course, stores };
+        Ok(Response::from_parts(parts, pump.start()))
     }
 
     fn relay(self: &Arc<Self>, carry: &Carry<'_>, exchange: &Exchange, bounds: Bounds, place: Place) -> Relay {

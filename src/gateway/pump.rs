@@ -43,35 +43,34 @@ pub struct Course {
 }
 
 /// What a body is moved by.
-struct Pump {
-    upstream: AnyBody,
-    treatment: Treatment,
-    exchange: Exchange,
-    bounds: Bounds,
-    course: Course,
-    stores: Stores,
-}
-
-/// Starts the pump and gives the client's end of it.
-pub fn start(
-    upstream: AnyBody,
-    treatment: Treatment,
-    exchange: Exchange,
-    bounds: Bounds,
-    course: Course,
-    stores: Stores,
-) -> AnyBody {
-    let exact = (treatment.is_plain() && !course.resized).then(|| upstream.size_hint().exact()).flatten();
-    // An answer that ends with its head ends so for the client, too: gRPC tells errors that way.
-    let ended = upstream.is_end_stream() && course.first.is_empty();
-    let pump = Pump { upstream, treatment, exchange, bounds, course, stores };
-    let (sender, receiver) = mpsc::channel(AHEAD);
-    let end = Arc::new(AtomicU8::new(OPEN));
-    tokio::spawn(pump.run(sender, end.clone()));
-    ClientEnd { receiver, exact, ended, end }.boxed_unsync()
+pub struct Pump {
+    /// Upstream's body.
+    pub upstream: AnyBody,
+    /// What becomes of it.
+    pub treatment: Treatment,
+    /// Its evidence.
+    pub exchange: Exchange,
+    /// What ends it.
+    pub bounds: Bounds,
+    /// How it is moved.
+    pub course: Course,
+    /// Stops and the clock.
+    pub stores: Stores,
 }
 
 impl Pump {
+    /// Starts the pump and gives the client's end of it.
+    pub fn start(self) -> AnyBody {
+        let exact =
+            (self.treatment.is_plain() && !self.course.resized).then(|| self.upstream.size_hint().exact()).flatten();
+        // An answer that ends with its head ends so for the client, too: gRPC tells errors that way.
+        let ended = self.upstream.is_end_stream() && self.course.first.is_empty();
+        let (sender, receiver) = mpsc::channel(AHEAD);
+        let end = Arc::new(AtomicU8::new(OPEN));
+        tokio::spawn(self.run(sender, end.clone()));
+        ClientEnd { receiver, exact, ended, end }.boxed_unsync()
+    }
+
     async fn run(mut self, client: mpsc::Sender<Frame<Bytes>>, end: Arc<AtomicU8>) {
         // A stop counts wherever the relay waits: for upstream, or for a client that does not read. That the client went
         // comes last: an HTTP/1.1 connection drops a body that has ended, or has none, before anybody asked for it.

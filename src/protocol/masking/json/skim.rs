@@ -71,13 +71,7 @@ struct Start<'a> {
 impl JsonMasker {
     /// Passes over what is whole and clean at the front of `rest`, and gives how many bytes that were.
     pub(super) fn skim(&mut self, rest: &[u8], out: &mut Vec<u8>) -> usize {
-        let between = matches!(self.lexing, Lexing::Between) && self.separator.is_empty();
-        if !between || rest.len() < LEAST || self.reach.left > 0 || self.muted_at.is_some() {
-            return 0;
-        }
-        // A value's name decides what it is: the masker knows the one that it has read.
-        let named = matches!(self.expect, Expect::Colon | Expect::Value) && self.stack.last().is_some_and(|c| c.object);
-        if self.plain_text || self.lone || named {
+        if rest.len() < LEAST || self.reach.left > 0 || !self.is_between() {
             return 0;
         }
         let text = &rest[..rest.len().min(self.reach.bytes)];
@@ -98,6 +92,14 @@ impl JsonMasker {
         out.extend_from_slice(passed);
         self.stand(&walk, passed);
         walk.length
+    }
+
+    /// Whether nothing is begun that a walk would have to know of.
+    fn is_between(&self) -> bool {
+        // A value's name decides what it is: the masker knows the one that it has read.
+        let named = matches!(self.expect, Expect::Colon | Expect::Value) && self.stack.last().is_some_and(|c| c.object);
+        let begun = self.plain_text || self.lone || named || self.muted_at.is_some() || !self.separator.is_empty();
+        matches!(self.lexing, Lexing::Between) && !begun
     }
 
     /// Stands where the walk ended.
