@@ -97,7 +97,8 @@ pub fn cost(
     Cost { cpu: (used() - before) / count, rate: count / began.elapsed().as_secs_f64() }
 }
 
-/// Sends `requests` at `rate` a second, whatever is answered, and gives how long each took, sorted.
+/// Sends `requests` at `rate` a second, whatever is answered, and gives how long each took, sorted. They are made before:
+/// elsewhere a client signs on cores of its own.
 pub fn paced(
     runtime: &Runtime,
     rate: f64,
@@ -105,12 +106,14 @@ pub fn paced(
     http: &HttpClient,
     make: impl Fn() -> Request<Bytes>,
 ) -> Vec<Duration> {
+    let made: Vec<_> = (0..requests).map(|_| make()).collect();
     let began = Instant::now();
-    let sent: Vec<_> = (0..requests)
-        .map(|n| {
+    let sent: Vec<_> = (0..)
+        .zip(made)
+        .map(|(n, request): (u32, _)| {
             let due = began + Duration::from_secs_f64(f64::from(n) / rate);
             std::thread::sleep(due.saturating_duration_since(Instant::now()));
-            runtime.spawn(send(http.clone(), make()))
+            runtime.spawn(send(http.clone(), request))
         })
         .collect();
     let mut took: Vec<Duration> = sent.into_iter().map(|one| runtime.block_on(one).expect("runs")).collect();

@@ -33,9 +33,9 @@ impl EvidenceDir {
         self.0.join("log.vkey")
     }
 
-    /// Entries that are durable and not yet under a checkpoint.
-    pub fn stage(&self) -> PathBuf {
-        self.0.join("stage.log")
+    /// Entries that are durable and not yet under a checkpoint, in two files that take turns.
+    pub fn stages(&self) -> [PathBuf; 2] {
+        ["stage-1.log", "stage-2.log"].map(|name| self.0.join(name))
     }
 
     /// Openings of the entries of one bundle.

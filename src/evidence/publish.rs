@@ -12,7 +12,7 @@ use tokio::sync::oneshot;
 
 use crate::evidence::EvidenceError;
 use crate::evidence::files::EvidenceDir;
-use crate::evidence::stage::{self, StagedEntry};
+use crate::evidence::stage::{Spare, StagedEntry};
 use crate::evidence::tiles::TileWriter;
 use crate::net::files;
 use crate::protocol::checkpoint::Checkpoint;
@@ -20,7 +20,7 @@ use crate::store::Unavailable;
 
 const PART: &str = "the evidence log";
 const EVERY: Duration = Duration::from_millis(200);
-/// Between two syncs of what a full stage leaves to sync.
+/// Between two syncs of tiles: requests wait for the same disk.
 const PAUSE: Duration = Duration::from_millis(4);
 /// Entries that may wait; beyond them the writer does, and with it whoever asks. They are a few kilobytes each.
 const BEHIND: usize = 32_768;
@@ -28,8 +28,8 @@ const BEHIND: usize = 32_768;
 enum Message {
     Staged(Vec<StagedEntry>),
     Publish(oneshot::Sender<Result<(), Unavailable>>),
-    /// The stage was rotated: the file before can go once all that is staged so far is under a synced checkpoint.
-    ForgetStage,
+    /// A file of the stage, to be laid out once all that is staged so far is under a synced checkpoint.
+    LayOut(Spare),
     End,
 }
 
@@ -42,19 +42,18 @@ pub struct Publisher {
 }
 
 impl Publisher {
-    /// Starts it over a tree; `old_stage`: a file before the stage is there already.
+    /// Starts it over a tree; `spare`: what is to be laid out already.
     pub fn start(
         dir: EvidenceDir,
         key: Ed25519KeyPair,
         origin: String,
         tiles: TileWriter,
-        old_stage: bool,
+        spare: Option<Spare>,
     ) -> Result<Self, EvidenceError> {
         let (queue, messages) = channel();
         let behind = Arc::<AtomicUsize>::default();
         let root = dir.root().to_owned();
-        let mut work =
-            Work { dir, key, origin, tiles, published: None, tried: None, old_stage, behind: behind.clone() };
+        let mut work = Work { dir, key, origin, tiles, published: None, tried: None, spare, behind: behind.clone() };
         let thread = std::thread::Builder::new().name("publish".into()).spawn(move || work.run(&messages));
         Ok(Self { queue, behind, thread: Some(thread.map_err(EvidenceError::io("start the publisher of", &root))?) })
     }
@@ -74,9 +73,9 @@ impl Publisher {
         self.tell(Message::Publish(waiter));
     }
 
-    /// Says that the stage was rotated.
-    pub fn forget_stage(&self) {
-        self.tell(Message::ForgetStage);
+    /// Lays a file of the stage out once all that is staged so far is under a synced checkpoint.
+    pub fn lay_out(&self, spare: Spare) {
+        self.tell(Message::LayOut(spare));
     }
 
     /// Publishes and syncs everything and ends; whether that went well.
@@ -103,7 +102,8 @@ struct Work {
     published: Option<u64>,
     /// When one was last tried.
     tried: Option<Instant>,
-    old_stage: bool,
+    /// What is to be laid out at the next publication.
+    spare: Option<Spare>,
     behind: Arc<AtomicUsize>,
 }
 
@@ -115,7 +115,7 @@ impl Work {
             match messages.recv_timeout(EVERY.saturating_sub(since).max(Duration::from_millis(1))) {
                 Ok(Message::Staged(entries)) => self.take(&entries),
                 Ok(Message::Publish(waiter)) => waiting = Some(waiter),
-                Ok(Message::ForgetStage) => self.old_stage = true,
+                Ok(Message::LayOut(spare)) => self.spare = Some(spare),
                 Ok(Message::End) => return self.publish_or_tell(true).is_ok(),
                 Err(RecvTimeoutError::Timeout) => {}
                 Err(RecvTimeoutError::Disconnected) => return false,
@@ -126,6 +126,7 @@ impl Work {
                 if let Some(waiter) = waiting {
                     let _ = waiter.send(result.map_err(|e| Unavailable::new(PART, e)));
                 }
+                self.tiles.sync_full(PAUSE);
             }
         }
     }
@@ -151,22 +152,25 @@ impl Work {
     fn publish(&mut self, end: bool) -> Result<(), EvidenceError> {
         let size = self.tiles.size();
         self.tried = Some(Instant::now());
-        if self.published == Some(size) && !end && !self.old_stage {
+        if self.published == Some(size) && !end && self.spare.is_none() {
             return Ok(());
         }
         self.tiles.write_partial()?;
         let checkpoint = Checkpoint { origin: self.origin.clone(), size, root: self.tiles.root() };
-        if end || self.old_stage {
-            self.tiles.sync(if end { Duration::ZERO } else { PAUSE });
+        let pause = if end { Duration::ZERO } else { PAUSE };
+        if end || self.spare.is_some() {
+            self.tiles.sync(pause);
         }
         let path = self.dir.checkpoint();
         files::write_public(&path, checkpoint.sign(&self.key).as_bytes())
             .map_err(|e| EvidenceError::Damaged { path, what: e.to_string() })?;
         self.published = Some(size);
         self.tiles.retire();
-        if self.old_stage {
-            stage::forget(&self.dir.stage())?;
-            self.old_stage = false;
+        if let Some(spare) = self.spare.take()
+            && let Err(error) = spare.lay_out(pause)
+        {
+            tracing::warn!(%error, "the stage goes on in a file that is full; trying again");
+            self.spare = Some(spare);
         }
         Ok(())
     }

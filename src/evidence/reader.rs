@@ -154,18 +154,17 @@ impl LogReader {
 
     /// Entries that are durable and behind the checkpoint.
     pub fn staged(&self, from: u64) -> Vec<stage::StagedEntry> {
-        // The present file first: what moves to the one before meanwhile is in both, and then counts once.
-        let now = fs::read(self.dir.stage()).unwrap_or_default();
-        let before = fs::read(stage::before(&self.dir.stage())).unwrap_or_default();
+        let read = |path| fs::File::open(path).and_then(stage::decode).map(|(entries, _)| entries).unwrap_or_default();
+        let mut entries: Vec<_> = self.dir.stages().into_iter().flat_map(read).collect();
+        entries.sort_by_key(|entry| entry.index);
         let mut next = from;
-        let mut found = Vec::new();
-        for entry in stage::decode(&before).0.into_iter().chain(stage::decode(&now).0) {
-            if entry.index == next {
-                next += 1;
-                found.push(entry);
-            }
-        }
-        found
+        let mut is_next = |entry: &stage::StagedEntry| {
+            let is = entry.index == next;
+            next += u64::from(is);
+            is
+        };
+        entries.retain(|entry| is_next(entry));
+        entries
     }
 
     fn entry(

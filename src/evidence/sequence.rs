@@ -33,13 +33,13 @@ const QUEUE: usize = 16_384;
 const BATCH: usize = 1024;
 /// How long an entry that nobody waits for may wait for a sync to share.
 const SHARE: Duration = Duration::from_millis(20);
+/// How long an entry waits for others to share its sync, where several shared the last one: about what a sync takes.
+const TOGETHER: Duration = Duration::from_micros(100);
 /// How often an idle writer looks whether a heartbeat is due.
 const LOOK: Duration = Duration::from_millis(200);
 const HEARTBEAT: Duration = Duration::from_mins(1);
 /// Refusals beyond this many a second are counted instead of logged one by one.
 const REFUSALS_EACH: u64 = 200;
-/// A stage of this many bytes is followed by another.
-const FULL_STAGE: u64 = 4 << 20;
 
 enum Message {
     Append(Box<Staged>, Option<oneshot::Sender<Result<u64, Unavailable>>>),
@@ -67,17 +67,17 @@ impl Sequencer {
         std::fs::create_dir_all(dir.recordings()).map_err(EvidenceError::io("create", dir.root()))?;
         let key = open_key(&data_dir.join("keys/log.key"))?;
         let vkey = open_vkey(&dir, trust_domain, &key)?;
-        let (stage, staged) = Stage::open(&dir.stage())?;
+        let opened = Stage::open(&dir.stages())?;
         let mut open = OpenExchanges::default();
-        let tiles = recover(&dir, &vkey, staged, &mut open)?;
+        let tiles = recover(&dir, &vkey, opened.entries, &mut open)?;
         let settled = open.settle(&dir, clock.now())?;
         let (queue, messages) = sync_channel(QUEUE);
         let (dropped, spilt, failing) = (Arc::new(AtomicU64::new(0)), Spilt::default(), Arc::<AtomicBool>::default());
         let recorder = Recorder::new(dir.clone())?;
         let size = tiles.size();
-        let publisher = Publisher::start(dir, key, vkey.name().to_owned(), tiles, stage.has_before())?;
+        let publisher = Publisher::start(dir, key, vkey.name().to_owned(), tiles, opened.spare)?;
         let mut writer = Writer {
-            stage,
+            stage: opened.stage,
             publisher,
             size,
             clock,
@@ -247,7 +247,8 @@ fn lock(spilt: &Spilt) -> std::sync::MutexGuard<'_, Vec<Staged>> {
 }
 
 /// What has come, or comes next. Entries that nobody waits for share the sync of one that somebody does, if that comes soon.
-fn gather(messages: &Receiver<Message>) -> Vec<Message> {
+/// `crowded`: several waited for the last sync, and so more will come.
+fn gather(messages: &Receiver<Message>, crowded: bool) -> Vec<Message> {
     let mut batch = Vec::new();
     let mut patience = LOOK;
     let mut until = None;
@@ -264,6 +265,10 @@ fn gather(messages: &Receiver<Message>) -> Vec<Message> {
         let until = *until.get_or_insert_with(|| Instant::now() + SHARE);
         patience = until.saturating_duration_since(Instant::now());
         let awaited = batch.iter().any(|m| !matches!(m, Message::Append(_, None)));
+        if awaited && crowded {
+            std::thread::sleep(TOGETHER);
+            batch.extend(messages.try_iter().take(BATCH));
+        }
         if awaited || patience.is_zero() || batch.len() >= BATCH {
             return batch;
         }
@@ -285,9 +290,10 @@ struct Writer {
 
 impl Writer {
     fn run(&mut self, messages: &Receiver<Message>) {
-        let mut last_entry = Instant::now();
+        let (mut last_entry, mut crowded) = (Instant::now(), false);
         loop {
-            let mut batch = gather(messages);
+            let mut batch = gather(messages, crowded);
+            crowded = batch.iter().filter(|m| matches!(m, Message::Append(_, Some(_)))).nth(1).is_some();
             let spilt = std::mem::take(&mut *lock(&self.spilt));
             batch.splice(0..0, spilt.into_iter().map(|staged| Message::Append(Box::new(staged), None)));
             if batch.is_empty() && last_entry.elapsed() >= HEARTBEAT {
@@ -303,11 +309,9 @@ impl Writer {
             if stop {
                 return self.end();
             }
-            if self.stage.length() > FULL_STAGE && !self.stage.has_before() {
-                match self.stage.rotate() {
-                    Ok(()) => self.publisher.forget_stage(),
-                    Err(error) => tracing::error!(%error, "the stage could not be rotated"),
-                }
+            match self.stage.turn() {
+                Ok(spare) => spare.into_iter().for_each(|spare| self.publisher.lay_out(spare)),
+                Err(error) => tracing::error!(%error, "the stage goes on in a file that is full"),
             }
         }
     }
@@ -424,7 +428,7 @@ mod tests {
         let mut paths: Vec<_> = std::fs::read_dir(from).expect("reads").map(|e| e.expect("reads").path()).collect();
         let rank = |path: &std::path::PathBuf| {
             let name = path.file_name().and_then(|n| n.to_str()).unwrap_or_default().to_owned();
-            (name != "stage.log", !name.starts_with("stage"), name != "checkpoint")
+            (!name.starts_with("stage"), name != "checkpoint")
         };
         paths.sort_by_key(rank);
         for path in paths.into_iter().filter(|p| p.extension().is_none_or(|e| e != "new")) {
@@ -439,7 +443,7 @@ mod tests {
 
     /// What a power cut may take: every form of a bundle but the oldest that holds what is staged no more.
     fn lose_what_is_not_synced(dir: &EvidenceDir) {
-        let staged = Stage::open(&dir.stage()).expect("opens").1;
+        let staged = Stage::open(&dir.stages()).expect("opens").entries;
         let Some(first) = staged.first().map(|e| e.index).filter(|first| *first > 0) else { return };
         let last = (first - 1) / WIDTH;
         let needed = usize::try_from((first - 1) % WIDTH + 1).expect("small");
@@ -461,9 +465,15 @@ mod tests {
         Sequencer::open(dir, "example.org", Arc::new(SystemClock)).expect("opens")
     }
 
-    /// Large enough that a few hundred fill a stage.
+    /// Index of the first entry in a file of the stage.
+    fn first_of(path: &Path) -> Option<u64> {
+        let start = std::io::Read::take(std::fs::File::open(path).ok()?, 64 << 10);
+        crate::evidence::stage::decode(start).expect("reads").0.first().map(|entry| entry.index)
+    }
+
+    /// Large enough that a few hundred fill a file of the stage.
     fn entry() -> Staged {
-        let openings = BTreeMap::from([("target".to_owned(), Opening::new([7; 32], "x".repeat(20_000)))]);
+        let openings = BTreeMap::from([("target".to_owned(), Opening::new([7; 32], "x".repeat(50_000)))]);
         Staged { leaf: Leaf { time: SystemClock.now(), event: Event::Heartbeat {} }, openings }
     }
 
@@ -471,12 +481,15 @@ mod tests {
     async fn what_was_acknowledged_is_there_whatever_the_stage_is_at() {
         let (dir, copies) = (tempfile::tempdir().expect("tempdir"), tempfile::tempdir().expect("tempdir"));
         let log = open(dir.path());
-        let mut rotated = false;
+        let stages = EvidenceDir::of_data_dir(dir.path()).stages();
+        let holding = || stages.iter().filter(|path| first_of(path).is_some()).count();
+        let (mut turned, mut both) = (std::collections::BTreeSet::new(), false);
         for n in 0..700_u64 {
             assert_eq!(log.append(entry()).await.expect("appends"), n);
-            let before = dir.path().join("evidence/stage.before.log").exists();
-            // What a kill here would leave, with and without a stage that waits to be forgotten.
-            if n % 100 == 99 || (before && !rotated) {
+            let now = holding() == 2;
+            turned.extend(stages.iter().filter_map(|path| first_of(path)));
+            // What a kill here would leave, with and without a file that waits to be forgotten.
+            if n % 100 == 99 || (now && !both) {
                 let crashed = copies.path().join(n.to_string());
                 copy(dir.path(), &crashed);
                 lose_what_is_not_synced(&EvidenceDir::of_data_dir(&crashed));
@@ -484,15 +497,15 @@ mod tests {
                 assert_eq!(again.append(entry()).await.expect("appends"), n + 1);
                 again.close();
             }
-            rotated |= before;
+            both |= now;
         }
-        assert!(rotated, "the stage was rotated");
+        assert!(both && turned.len() >= 3, "both files had their turn, and one a second: {turned:?}");
         log.publish().await.expect("publishes");
-        assert!(!dir.path().join("evidence/stage.before.log").exists(), "and forgotten");
+        assert!(holding() < 2, "what waited is forgotten");
         log.close();
+        assert_eq!(holding(), 0);
         let reader = LogReader::new(EvidenceDir::of_data_dir(dir.path()));
         assert_eq!(reader.checkpoint().expect("reads").size, 700);
         assert_eq!(reader.entries(0).expect("reads").iter().filter(|e| e.openings.contains_key("target")).count(), 700);
-        assert_eq!(std::fs::metadata(dir.path().join("evidence/stage.log")).expect("there").len(), 0);
     }
 }

@@ -1,14 +1,29 @@
-//! The write-ahead file: entries become durable here, in one sync for a whole batch.
+//! The write-ahead files: entries become durable here, in one sync for a whole batch.
+//!
+//! Two files take turns. Each is laid out once, in zeros that are on disk: a batch then writes over blocks that are there, and
+//! its sync waits for them alone, not for what the file system notes of everybody else's files (decision 31).
 
 use std::collections::BTreeMap;
 use std::fs::{File, OpenOptions};
-use std::io::{Seek as _, SeekFrom, Write as _};
-use std::os::unix::fs::OpenOptionsExt as _;
+use std::io::{BufReader, Read};
+use std::os::unix::fs::{FileExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
 use crate::domain::digest::Opening;
 use crate::evidence::EvidenceError;
 use crate::net::files::sync_dir;
+
+/// Bytes of a file that is laid out.
+const ROOM: u64 = 16 << 20;
+/// Bytes after which a file that is not laid out is full: who writes little needs no room.
+const SMALL: u64 = 256 << 10;
+/// How much is laid out between two syncs.
+const STEP: usize = 1 << 20;
+/// Behind the last frame: what an earlier turn left there is not read.
+const END: [u8; 8] = [0; 8];
 
 /// One entry with its place and the openings of its commitments.
 #[derive(Clone, Debug, PartialEq)]
@@ -21,99 +36,148 @@ pub struct StagedEntry {
     pub openings: BTreeMap<String, Opening>,
 }
 
-/// The open stage file, and the one before it, which waits for its entries to be under a synced checkpoint.
+/// The file whose turn it is, and what is known of the other.
 pub struct Stage {
     path: PathBuf,
     file: File,
+    /// Where its frames end.
     length: u64,
+    /// Where it counts as full.
+    full: u64,
+    spare: Spare,
+    /// Whether the other is given away to be laid out, or was.
+    given: bool,
+}
+
+/// The file whose turn it is not.
+#[derive(Clone)]
+pub struct Spare {
+    path: PathBuf,
+    /// Whether it is laid out and nothing in it is needed.
+    ready: Arc<AtomicBool>,
+}
+
+/// What a start finds.
+pub struct Opened {
+    /// The stage.
+    pub stage: Stage,
+    /// What it holds.
+    pub entries: Vec<StagedEntry>,
+    /// The other file, if it holds some of these: it is to be laid out once they are under a synced checkpoint.
+    pub spare: Option<Spare>,
 }
 
 impl Stage {
-    /// Opens the file, reads the whole frames of both, and cuts what a crash left behind them.
-    pub fn open(path: &Path) -> Result<(Self, Vec<StagedEntry>), EvidenceError> {
-        let io = |doing| EvidenceError::io(doing, path);
-        let mut file = create(path).map_err(io("open"))?;
-        let bytes = std::fs::read(path).map_err(io("read"))?;
-        let (now, whole) = decode(&bytes);
-        file.set_len(whole as u64).map_err(io("cut"))?;
-        file.seek(SeekFrom::End(0)).map_err(io("read"))?;
-        // What a killed process had written, or renamed, was perhaps not synced yet, and a checkpoint will rest on it.
-        if let Err(error) = file.sync_all().and_then(|()| path.parent().map_or(Ok(()), sync_dir)) {
-            sync_failed(&error, path);
-        }
-        let before = match std::fs::read(before(path)) {
-            Ok(bytes) => decode(&bytes).0,
-            Err(e) if e.kind() == std::io::ErrorKind::NotFound => Vec::new(),
-            Err(e) => return Err(io("read")(e)),
-        };
-        let entries = before.into_iter().chain(now).collect();
-        Ok((Self { path: path.to_owned(), file, length: whole as u64 }, entries))
+    /// Opens both files and reads their whole frames.
+    pub fn open(paths: &[PathBuf; 2]) -> Result<Opened, EvidenceError> {
+        let [one, two] = paths;
+        let (one, two) = (Found::read(one)?, Found::read(two)?);
+        let (now, other) = if two.last() > one.last() { (two, one) } else { (one, two) };
+        let is_free = other.entries.is_empty();
+        let spare = Spare { path: other.path, ready: Arc::new(AtomicBool::new(is_free && other.size >= ROOM)) };
+        let full = if now.size >= ROOM { ROOM } else { SMALL };
+        let (path, file, length) = (now.path, now.file, now.end);
+        let stage = Self { path, file, length, full, spare: spare.clone(), given: !is_free };
+        let entries = other.entries.into_iter().chain(now.entries).collect();
+        Ok(Opened { stage, entries, spare: (!is_free).then_some(spare) })
     }
 
-    /// Begins a new file. The one so far is kept beside it until [`forget`] is called for it.
-    pub fn rotate(&mut self) -> Result<(), EvidenceError> {
-        let io = |doing| EvidenceError::io(doing, &self.path);
-        // All that may fail for want of space comes first: half a rotation would be none.
-        let next = self.path.with_extension("next.log");
-        let file = create(&next).and_then(|file| file.set_len(0).map(|()| file)).map_err(io("open"))?;
-        std::fs::rename(&self.path, before(&self.path)).map_err(io("rename"))?;
-        if let Err(cause) = std::fs::rename(&next, &self.path) {
-            let _ = std::fs::rename(before(&self.path), &self.path);
-            return Err(io("rename")(cause));
+    /// Turns to the other file once this one is full and the other is ready. The file that is given back is to be laid out as
+    /// soon as all that was staged so far is under a synced checkpoint.
+    pub fn turn(&mut self) -> Result<Option<Spare>, EvidenceError> {
+        if self.length < self.full {
+            return Ok(None);
         }
-        self.file = file;
-        self.length = 0;
-        // Both names, before an entry rests on them.
-        if let Err(error) = self.path.parent().map_or(Ok(()), sync_dir) {
-            sync_failed(&error, &self.path);
+        if self.spare.ready.load(Ordering::Acquire) {
+            let file = create(&self.spare.path).map_err(EvidenceError::io("open", &self.spare.path))?;
+            let path = std::mem::replace(&mut self.path, self.spare.path.clone());
+            self.spare = Spare { path, ready: Arc::default() };
+            (self.file, self.length, self.full) = (file, 0, ROOM);
+        } else if self.given {
+            return Ok(None);
         }
-        Ok(())
+        self.given = true;
+        Ok(Some(self.spare.clone()))
     }
 
-    /// Whether the file before this one is still there.
-    pub fn has_before(&self) -> bool {
-        before(&self.path).exists()
-    }
-
-    /// Writes a batch and syncs it. After a failed write the file is as it was before.
+    /// Writes a batch and syncs it. After a failed write the file reads as it did before.
     pub fn append(&mut self, entries: &[StagedEntry]) -> Result<(), EvidenceError> {
         let mut bytes = Vec::new();
-        entries.iter().for_each(|entry| bytes.extend_from_slice(&encode(entry)));
-        if let Err(cause) = self.file.write_all(&bytes) {
-            let _ = self.file.set_len(self.length);
-            let _ = self.file.seek(SeekFrom::Start(self.length));
+        entries.iter().for_each(|entry| encode(entry, &mut bytes));
+        let end = self.length + bytes.len() as u64;
+        bytes.extend(END);
+        if let Err(cause) = self.file.write_all_at(&bytes, self.length) {
+            let _ = self.file.write_all_at(&END, self.length);
             return Err(EvidenceError::Io { doing: "write", path: self.path.clone(), cause });
         }
         if let Err(error) = self.file.sync_data() {
             sync_failed(&error, &self.path);
         }
-        self.length += bytes.len() as u64;
+        self.length = end;
         Ok(())
-    }
-
-    /// Bytes in the file.
-    pub const fn length(&self) -> u64 {
-        self.length
     }
 
     /// Forgets everything: it is under a synced checkpoint.
     pub fn clear(&mut self) -> Result<(), EvidenceError> {
-        let path = self.path.clone();
-        self.file.set_len(0).map_err(EvidenceError::io("cut", &path))?;
-        self.file.seek(SeekFrom::Start(0)).map_err(EvidenceError::io("cut", &path))?;
+        let cleared = self.file.write_all_at(&END, 0).and_then(|()| self.file.sync_data());
+        cleared.map_err(EvidenceError::io("clear", &self.path))?;
         self.length = 0;
         Ok(())
     }
 }
 
-/// The file before the present one.
-pub fn before(path: &Path) -> PathBuf {
-    path.with_extension("before.log")
+impl Spare {
+    /// Forgets what the file holds, brings it to its size, and says that its turn may come. `pause` comes between two syncs.
+    pub fn lay_out(&self, pause: Duration) -> Result<(), EvidenceError> {
+        let lay_out = || {
+            let file = create(&self.path)?;
+            file.write_all_at(&END, 0)?;
+            let mut size = file.metadata()?.len();
+            if size > ROOM {
+                file.set_len(ROOM)?;
+            }
+            while size < ROOM {
+                let step = usize::try_from(ROOM - size).map_or(STEP, |rest| rest.min(STEP));
+                file.write_all_at(&vec![0; step], size)?;
+                file.sync_data()?;
+                size += step as u64;
+                std::thread::sleep(pause);
+            }
+            file.sync_all()?;
+            self.path.parent().map_or(Ok(()), sync_dir)
+        };
+        lay_out().map_err(EvidenceError::io("lay out", &self.path))?;
+        self.ready.store(true, Ordering::Release);
+        Ok(())
+    }
 }
 
-/// Removes the file before: its entries are under a synced checkpoint.
-pub fn forget(path: &Path) -> Result<(), EvidenceError> {
-    std::fs::remove_file(before(path)).map_err(EvidenceError::io("remove", path))
+/// One of the files as it lies there.
+struct Found {
+    path: PathBuf,
+    file: File,
+    size: u64,
+    entries: Vec<StagedEntry>,
+    /// Where they end.
+    end: u64,
+}
+
+impl Found {
+    fn read(path: &Path) -> Result<Self, EvidenceError> {
+        let io = |doing| EvidenceError::io(doing, path);
+        let file = create(path).map_err(io("open"))?;
+        let (entries, end) = decode(&file).map_err(io("read"))?;
+        // What a killed process had written was perhaps not synced yet, and a checkpoint will rest on it.
+        if let Err(error) = file.sync_all().and_then(|()| path.parent().map_or(Ok(()), sync_dir)) {
+            sync_failed(&error, path);
+        }
+        let size = file.metadata().map_err(io("read"))?.len();
+        Ok(Self { path: path.to_owned(), file, size, entries, end })
+    }
+
+    fn last(&self) -> Option<u64> {
+        self.entries.last().map(|entry| entry.index)
+    }
 }
 
 /// After a failed sync nobody knows what is on disk: going on would be a guess.
@@ -127,42 +191,58 @@ fn create(path: &Path) -> std::io::Result<File> {
 }
 
 /// Length, CRC-32, index, entry length, entry, openings as JSON.
-fn encode(staged: &StagedEntry) -> Vec<u8> {
-    let openings = serde_json::to_vec(&staged.openings).expect("openings have string keys");
-    let mut payload = Vec::with_capacity(12 + staged.entry.len() + openings.len());
-    payload.extend(staged.index.to_be_bytes());
-    payload.extend(u32::try_from(staged.entry.len()).expect("entries are at most 65,535 bytes").to_be_bytes());
-    payload.extend(&staged.entry);
-    payload.extend(openings);
-    let mut frame = u32::try_from(payload.len()).expect("an entry and its openings are small").to_be_bytes().to_vec();
-    frame.extend(crc32fast::hash(&payload).to_be_bytes());
-    frame.extend(payload);
-    frame
+fn encode(staged: &StagedEntry, out: &mut Vec<u8>) {
+    let head = out.len();
+    out.extend([0; HEAD]);
+    let payload = out.len();
+    out.extend(staged.index.to_be_bytes());
+    out.extend(u32::try_from(staged.entry.len()).expect("entries are at most 65,535 bytes").to_be_bytes());
+    out.extend(&staged.entry);
+    serde_json::to_writer(&mut *out, &staged.openings).expect("openings have string keys");
+    let length = u32::try_from(out.len() - payload).expect("an entry and its openings are small");
+    let checksum = crc32fast::hash(&out[payload..]);
+    out[head..head + 4].copy_from_slice(&length.to_be_bytes());
+    out[head + 4..payload].copy_from_slice(&checksum.to_be_bytes());
 }
 
-/// The whole frames and where they end.
-pub fn decode(bytes: &[u8]) -> (Vec<StagedEntry>, usize) {
-    let mut entries = Vec::new();
-    let mut at = 0;
-    while let Some((entry, length)) = decode_one(&bytes[at..]) {
+/// Length and CRC-32.
+const HEAD: usize = 8;
+
+/// The whole frames that count on one by one, and where they end. What lies behind them is not read.
+pub fn decode(file: impl Read) -> std::io::Result<(Vec<StagedEntry>, u64)> {
+    let mut file = BufReader::with_capacity(64 << 10, file);
+    let (mut entries, mut end) = (Vec::<StagedEntry>::new(), 0);
+    while let Some((entry, length)) = decode_one(&mut file)? {
+        if entries.last().is_some_and(|before| before.index + 1 != entry.index) {
+            break;
+        }
         entries.push(entry);
-        at += length;
+        end += length;
     }
-    (entries, at)
+    Ok((entries, end))
 }
 
-fn decode_one(bytes: &[u8]) -> Option<(StagedEntry, usize)> {
-    let word = |at: usize| Some(u32::from_be_bytes(bytes.get(at..at + 4)?.try_into().ok()?));
-    let length = usize::try_from(word(0)?).ok()?;
-    let payload = bytes.get(8..8_usize.checked_add(length)?)?;
-    if crc32fast::hash(payload) != word(4)? {
-        return None;
+fn decode_one(file: &mut impl Read) -> std::io::Result<Option<(StagedEntry, u64)>> {
+    let mut read = |length: u64| {
+        let mut bytes = Vec::new();
+        file.take(length).read_to_end(&mut bytes).map(|_| bytes)
+    };
+    let word = |bytes: &[u8], at: usize| Some(u32::from_be_bytes(bytes.get(at..at + 4)?.try_into().ok()?));
+    let head = read(HEAD as u64)?;
+    let (Some(length), Some(checksum)) = (word(&head, 0), word(&head, 4)) else { return Ok(None) };
+    let payload = read(length.into())?;
+    if payload.len() as u64 != u64::from(length) || crc32fast::hash(&payload) != checksum {
+        return Ok(None);
     }
+    Ok(staged(&payload).map(|entry| (entry, HEAD as u64 + u64::from(length))))
+}
+
+fn staged(payload: &[u8]) -> Option<StagedEntry> {
     let (index, rest) = payload.split_first_chunk::<8>()?;
     let (entry_length, rest) = rest.split_first_chunk::<4>()?;
     let (entry, openings) = rest.split_at_checked(usize::try_from(u32::from_be_bytes(*entry_length)).ok()?)?;
     let openings = serde_json::from_slice(openings).ok()?;
-    Some((StagedEntry { index: u64::from_be_bytes(*index), entry: entry.to_vec(), openings }, 8 + length))
+    Some(StagedEntry { index: u64::from_be_bytes(*index), entry: entry.to_vec(), openings })
 }
 
 #[cfg(test)]
@@ -174,44 +254,88 @@ mod tests {
         StagedEntry { index, entry: format!("entry {index}").into_bytes(), openings }
     }
 
+    fn encoded(entries: impl IntoIterator<Item = StagedEntry>) -> Vec<u8> {
+        let mut bytes = Vec::new();
+        entries.into_iter().for_each(|entry| encode(&entry, &mut bytes));
+        bytes
+    }
+
+    fn read(bytes: &[u8]) -> (Vec<StagedEntry>, u64) {
+        decode(bytes).expect("reads")
+    }
+
+    /// Two files of a stage in a directory of its own.
+    fn files() -> (tempfile::TempDir, [PathBuf; 2]) {
+        let dir = tempfile::tempdir().expect("tempdir");
+        let paths = ["1", "2"].map(|name| dir.path().join(name));
+        (dir, paths)
+    }
+
     #[test]
     fn cut_or_flipped_anywhere_only_whole_frames_are_read() {
-        let bytes: Vec<u8> = (0..3).flat_map(|n| encode(&entry(n))).collect();
-        assert_eq!(decode(&bytes), ((0..3).map(entry).collect(), bytes.len()));
+        let bytes = encoded((0..3).map(entry));
+        assert_eq!(read(&bytes), ((0..3).map(entry).collect(), bytes.len() as u64));
         for at in 0..bytes.len() {
-            assert!(decode(&bytes[..at]).0.len() < 3);
+            assert!(read(&bytes[..at]).0.len() < 3);
             let mut flipped = bytes.clone();
             flipped[at] ^= 1;
-            let (read, _) = decode(&flipped);
+            let (read, _) = read(&flipped);
             assert!(read.len() < 3 && read.iter().enumerate().all(|(n, e)| *e == entry(n as u64)), "offset {at}");
         }
     }
 
     #[test]
-    fn a_file_that_is_full_stays_until_it_is_forgotten() {
-        let dir = tempfile::tempdir().expect("tempdir");
-        let path = dir.path().join("stage.log");
-        let (mut stage, _) = Stage::open(&path).expect("opens");
-        stage.append(&[entry(0), entry(1)]).expect("appends");
-        stage.rotate().expect("rotates");
-        stage.append(&[entry(2)]).expect("appends");
-        assert!(stage.has_before() && stage.length() < encode(&entry(0)).len() as u64 * 2);
-        let read = |path: &Path| Stage::open(path).expect("opens").1;
-        assert_eq!(read(&path), vec![entry(0), entry(1), entry(2)]);
-        forget(&path).expect("forgets");
-        assert_eq!(read(&path), vec![entry(2)]);
+    fn what_an_earlier_turn_left_is_not_read() {
+        // Whole frames at the very place where those of now end, and no end between: a write that was torn there.
+        let bytes = encoded([entry(7), entry(8), entry(3), entry(4)]);
+        assert_eq!(read(&bytes).0, vec![entry(7), entry(8)]);
+        let (_dir, paths) = files();
+        std::fs::write(&paths[0], encoded([entry(3), entry(4), entry(5)])).expect("writes");
+        let mut stage = Stage::open(&paths).expect("opens").stage;
+        stage.clear().expect("clears");
+        stage.append(&[entry(6)]).expect("appends");
+        assert_eq!(Stage::open(&paths).expect("opens").entries, vec![entry(6)]);
+        stage.clear().expect("clears");
+        assert_eq!(Stage::open(&paths).expect("opens").entries, vec![]);
     }
 
     #[test]
-    fn a_torn_tail_is_cut_and_written_over() {
-        let dir = tempfile::tempdir().expect("tempdir");
-        let path = dir.path().join("stage.log");
-        let mut torn = encode(&entry(0));
-        torn.extend(&encode(&entry(1))[..9]);
-        std::fs::write(&path, torn).expect("writes");
-        let (mut stage, read) = Stage::open(&path).expect("opens");
-        assert_eq!(read, vec![entry(0)]);
+    fn a_file_that_is_full_stays_until_the_other_is_laid_out_and_its_own_entries_are_not_needed() {
+        let (_dir, paths) = files();
+        let mut opened = Stage::open(&paths).expect("opens");
+        let (stage, filling) = (&mut opened.stage, usize::try_from(SMALL).expect("small"));
+        assert!(opened.spare.is_none() && stage.turn().expect("turns").is_none(), "nothing is full");
+        let large = |index| StagedEntry {
+            openings: BTreeMap::from([("x".into(), Opening::new([7; 32], "x".repeat(filling)))]),
+            ..entry(index)
+        };
+        stage.append(&[large(0)]).expect("appends");
+        let spare = stage.turn().expect("turns").expect("the other is wanted");
+        assert!(stage.turn().expect("turns").is_none(), "and once is enough");
         stage.append(&[entry(1)]).expect("appends");
-        assert_eq!(Stage::open(&path).expect("opens").1, vec![entry(0), entry(1)]);
+        spare.lay_out(Duration::ZERO).expect("lays out");
+        assert_eq!(std::fs::metadata(&paths[1]).expect("there").len(), ROOM);
+        let full = stage.turn().expect("turns").expect("it is this one's turn now");
+        stage.append(&[entry(2)]).expect("appends");
+        let again = Stage::open(&paths).expect("opens");
+        assert_eq!(again.entries, vec![large(0), entry(1), entry(2)], "in their order");
+        assert!(again.spare.is_some(), "what is in the other is needed still");
+        full.lay_out(Duration::ZERO).expect("lays out");
+        let again = Stage::open(&paths).expect("opens");
+        assert_eq!((again.entries, again.spare.is_none()), (vec![entry(2)], true));
+        assert_eq!(std::fs::metadata(&paths[0]).expect("there").len(), ROOM);
+    }
+
+    #[test]
+    fn a_torn_tail_is_written_over() {
+        let (_dir, paths) = files();
+        let mut torn = encoded([entry(0)]);
+        torn.extend(&encoded([entry(1)])[..9]);
+        std::fs::write(&paths[0], torn).expect("writes");
+        let opened = Stage::open(&paths).expect("opens");
+        assert_eq!(opened.entries, vec![entry(0)]);
+        let mut stage = opened.stage;
+        stage.append(&[entry(1)]).expect("appends");
+        assert_eq!(Stage::open(&paths).expect("opens").entries, vec![entry(0), entry(1)]);
     }
 }

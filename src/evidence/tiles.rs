@@ -24,7 +24,9 @@ pub struct TileWriter {
     /// By tile level: the hashes of its last, partial tile.
     partial: BTreeMap<u32, Vec<Sha256>>,
     openings: Vec<(u64, String)>,
+    /// Files that are written and not synced, and directories that name such as are.
     unsynced: BTreeSet<PathBuf>,
+    unsynced_dirs: BTreeSet<PathBuf>,
     /// Partial tiles of the last checkpoints, newest last: a reader may still follow the one before.
     generations: VecDeque<Vec<PathBuf>>,
     /// Partial tiles that are synced: entries may be nowhere else, until what replaces these is synced, too.
@@ -43,6 +45,7 @@ impl TileWriter {
             partial: BTreeMap::new(),
             openings: Vec::new(),
             unsynced: BTreeSet::new(),
+            unsynced_dirs: BTreeSet::new(),
             generations: VecDeque::new(),
             synced: Vec::new(),
             completed: Vec::new(),
@@ -135,6 +138,7 @@ impl TileWriter {
         for dir in gone {
             let _ = fs::remove_dir_all(&dir);
             self.unsynced.retain(|p| !p.starts_with(&dir));
+            self.unsynced_dirs.retain(|p| !p.starts_with(&dir));
         }
     }
 
@@ -177,21 +181,34 @@ impl TileWriter {
         }
     }
 
-    /// Syncs everything written, files and directories, so that the stage before may be forgotten. `pause` comes between
-    /// two syncs: requests wait for the same disk.
-    pub fn sync(&mut self, pause: Duration) {
-        let paths = std::mem::take(&mut self.unsynced);
-        let mut dirs = BTreeSet::new();
-        for path in &paths {
-            if let Err(error) = File::open(path).and_then(|file| file.sync_all()) {
-                sync_failed(&error, path);
+    /// Syncs what is written and will not be written again, so that little is left for [`Self::sync`]. `pause` comes between
+    /// two syncs.
+    pub fn sync_full(&mut self, pause: Duration) {
+        let growing = self.dir.openings(self.size() / WIDTH);
+        let partial = |path: &PathBuf| path.parent().is_some_and(|dir| dir.extension().is_some_and(|e| e == "p"));
+        let full = |path: &PathBuf| *path != growing && !partial(path);
+        let (full, rest) = std::mem::take(&mut self.unsynced).into_iter().partition(full);
+        self.unsynced = rest;
+        self.sync_files(full, pause);
+    }
+
+    fn sync_files(&mut self, paths: BTreeSet<PathBuf>, pause: Duration) {
+        for path in paths {
+            if let Err(error) = File::open(&path).and_then(|file| file.sync_all()) {
+                sync_failed(&error, &path);
             }
-            dirs.extend(path.parent());
+            self.unsynced_dirs.extend(path.parent().map(ToOwned::to_owned));
             std::thread::sleep(pause);
         }
-        for dir in dirs {
-            if let Err(error) = sync_dir(dir) {
-                sync_failed(&error, dir);
+    }
+
+    /// Syncs everything written, files and directories, so that what is staged may be forgotten.
+    pub fn sync(&mut self, pause: Duration) {
+        let paths = std::mem::take(&mut self.unsynced);
+        self.sync_files(paths, pause);
+        for dir in std::mem::take(&mut self.unsynced_dirs) {
+            if let Err(error) = sync_dir(&dir) {
+                sync_failed(&error, &dir);
             }
             std::thread::sleep(pause);
         }

@@ -187,7 +187,7 @@ async fn the_socket_is_for_the_owner_alone_and_persons_have_only_their_roles() {
     let service = Service::start().await;
     let mode = |name: &str| std::fs::metadata(service.data.join(name)).expect("there").permissions().mode() & 0o777;
     assert_eq!((mode(""), mode("admin.sock")), (0o700, 0o600));
-    assert_eq!((mode("ledger.db"), mode("evidence/stage.log"), mode("ca.pem")), (0o600, 0o600, 0o644));
+    assert_eq!((mode("ledger.db"), mode("evidence/stage-1.log"), mode("ca.pem")), (0o600, 0o600, 0o644));
     let (alice, root) = (service.person("alice").await, service.person("root").await);
     let stop = serde_json::json!({"kind": "spiffe-id", "value": SOLVER, "reason": "x"});
     let refused =
