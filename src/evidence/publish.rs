@@ -53,18 +53,19 @@ impl Publisher {
         let (queue, messages) = channel();
         let behind = Arc::<AtomicUsize>::default();
         let root = dir.root().to_owned();
-        let mut work = Work { dir, key, origin, tiles, published: None, tried: None, spare, behind: behind.clone() };
+        let mut work =
+            Work { dir, key, origin, tiles, published: None, tried: None, spare, laying: None, behind: behind.clone() };
         let thread = std::thread::Builder::new().name("publish".into()).spawn(move || work.run(&messages));
         Ok(Self { queue, behind, thread: Some(thread.map_err(EvidenceError::io("start the publisher of", &root))?) })
     }
 
     /// Takes entries that are durable.
     pub fn staged(&self, entries: Vec<StagedEntry>) {
-        self.behind.fetch_add(entries.len(), Ordering::Relaxed);
         let works = || !self.thread.as_ref().is_some_and(JoinHandle::is_finished);
         while self.behind.load(Ordering::Relaxed) > BEHIND && works() {
             std::thread::sleep(PAUSE);
         }
+        self.behind.fetch_add(entries.len(), Ordering::Relaxed);
         self.tell(Message::Staged(entries));
     }
 
@@ -102,8 +103,10 @@ struct Work {
     published: Option<u64>,
     /// When one was last tried.
     tried: Option<Instant>,
-    /// What is to be laid out at the next publication.
+    /// What the next publication makes forgettable.
     spare: Option<Spare>,
+    /// What is being laid out since.
+    laying: Option<Spare>,
     behind: Arc<AtomicUsize>,
 }
 
@@ -116,15 +119,22 @@ impl Work {
                 Ok(Message::Staged(entries)) => self.take(&entries),
                 Ok(Message::Publish(waiter)) => waiting = Some(waiter),
                 Ok(Message::LayOut(spare)) => self.spare = Some(spare),
-                Ok(Message::End) => return self.publish_or_tell(true).is_ok(),
+                Ok(Message::End) => return self.publish_or_tell(true).is_ok() && self.forget(),
                 Err(RecvTimeoutError::Timeout) => {}
                 Err(RecvTimeoutError::Disconnected) => return false,
             }
             let due = self.tried.is_none_or(|at| at.elapsed() >= EVERY);
             if due || waiting.is_some() {
                 let result = self.publish_or_tell(false);
+                let is_published = result.is_ok();
                 if let Some(waiter) = waiting {
                     let _ = waiter.send(result.map_err(|e| Unavailable::new(PART, e)));
+                }
+                if is_published {
+                    self.forget();
+                }
+                if self.laying.as_ref().is_some_and(Spare::lay_out) {
+                    self.laying = None;
                 }
                 self.tiles.sync_full(PAUSE);
             }
@@ -137,6 +147,20 @@ impl Work {
             if let Err(error) = self.tiles.push(entry) {
                 tracing::error!(%error, "a tile could not be written; ending the process, the next start settles it");
                 std::process::exit(1);
+            }
+        }
+    }
+
+    /// Forgets the file of the stage whose entries are under a synced checkpoint; whether none is left that should be.
+    fn forget(&mut self) -> bool {
+        match self.spare.as_ref().map_or(Ok(()), Spare::forget) {
+            Ok(()) => {
+                self.laying = self.spare.take().or(self.laying.take());
+                true
+            }
+            Err(error) => {
+                tracing::error!(%error, "what is under a checkpoint stays in the stage; trying again");
+                false
             }
         }
     }
@@ -166,12 +190,6 @@ impl Work {
             .map_err(|e| EvidenceError::Damaged { path, what: e.to_string() })?;
         self.published = Some(size);
         self.tiles.retire();
-        if let Some(spare) = self.spare.take()
-            && let Err(error) = spare.lay_out(pause)
-        {
-            tracing::warn!(%error, "the stage goes on in a file that is full; trying again");
-            self.spare = Some(spare);
-        }
         Ok(())
     }
 }

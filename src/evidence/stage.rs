@@ -10,7 +10,6 @@ use std::os::unix::fs::{FileExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Duration;
 
 use crate::domain::digest::Opening;
 use crate::evidence::EvidenceError;
@@ -20,7 +19,7 @@ use crate::net::files::sync_dir;
 const ROOM: u64 = 16 << 20;
 /// Bytes after which a file that is not laid out is full: who writes little needs no room.
 const SMALL: u64 = 256 << 10;
-/// How much is laid out between two syncs.
+/// How much is laid out at a time.
 const STEP: usize = 1 << 20;
 /// Behind the last frame: what an earlier turn left there is not read.
 const END: [u8; 8] = [0; 8];
@@ -36,10 +35,18 @@ pub struct StagedEntry {
     pub openings: BTreeMap<String, Opening>,
 }
 
+/// One of the two files, open for as long as the service runs.
+#[derive(Clone)]
+struct Open {
+    path: PathBuf,
+    file: Arc<File>,
+}
+
 /// The file whose turn it is, and what is known of the other.
 pub struct Stage {
-    path: PathBuf,
-    file: File,
+    now: Open,
+    /// Index of its last entry, if it has any.
+    last: Option<u64>,
     /// Where its frames end.
     length: u64,
     /// Where it counts as full.
@@ -52,8 +59,8 @@ pub struct Stage {
 /// The file whose turn it is not.
 #[derive(Clone)]
 pub struct Spare {
-    path: PathBuf,
-    /// Whether it is laid out and nothing in it is needed.
+    open: Open,
+    /// Whether its turn may come.
     ready: Arc<AtomicBool>,
 }
 
@@ -63,7 +70,7 @@ pub struct Opened {
     pub stage: Stage,
     /// What it holds.
     pub entries: Vec<StagedEntry>,
-    /// The other file, if it holds some of these: it is to be laid out once they are under a synced checkpoint.
+    /// The other file, if it holds some of these: it is to be forgotten once they are under a synced checkpoint.
     pub spare: Option<Spare>,
 }
 
@@ -74,30 +81,42 @@ impl Stage {
         let (one, two) = (Found::read(one)?, Found::read(two)?);
         let (now, other) = if two.last() > one.last() { (two, one) } else { (one, two) };
         let is_free = other.entries.is_empty();
-        let spare = Spare { path: other.path, ready: Arc::new(AtomicBool::new(is_free && other.size >= ROOM)) };
-        let full = if now.size >= ROOM { ROOM } else { SMALL };
-        let (path, file, length) = (now.path, now.file, now.end);
-        let stage = Self { path, file, length, full, spare: spare.clone(), given: !is_free };
+        let ready = Arc::new(AtomicBool::new(is_free && other.size >= ROOM));
+        let spare = Spare { open: other.open, ready };
+        let (last, full) = (now.last(), if now.size >= ROOM { ROOM } else { SMALL });
+        let stage = Self { now: now.open, last, length: now.end, full, spare: spare.clone(), given: !is_free };
         let entries = other.entries.into_iter().chain(now.entries).collect();
         Ok(Opened { stage, entries, spare: (!is_free).then_some(spare) })
     }
 
+    /// Goes on at this index. A file whose entries end before it is begun anew, since what follows in a file counts on: they
+    /// are all under a synced checkpoint then.
+    pub fn go_on_at(&mut self, index: u64) -> Result<(), EvidenceError> {
+        match self.last {
+            Some(last) if last + 1 < index => self.clear(),
+            Some(last) if last + 1 > index => Err(EvidenceError::Damaged {
+                path: self.now.path.clone(),
+                what: format!("it holds entry {last}, and entry {index} is nowhere"),
+            }),
+            _ => Ok(()),
+        }
+    }
+
     /// Turns to the other file once this one is full and the other is ready. The file that is given back is to be laid out as
     /// soon as all that was staged so far is under a synced checkpoint.
-    pub fn turn(&mut self) -> Result<Option<Spare>, EvidenceError> {
+    pub fn turn(&mut self) -> Option<Spare> {
         if self.length < self.full {
-            return Ok(None);
+            return None;
         }
         if self.spare.ready.load(Ordering::Acquire) {
-            let file = create(&self.spare.path).map_err(EvidenceError::io("open", &self.spare.path))?;
-            let path = std::mem::replace(&mut self.path, self.spare.path.clone());
-            self.spare = Spare { path, ready: Arc::default() };
-            (self.file, self.length, self.full) = (file, 0, ROOM);
+            let open = std::mem::replace(&mut self.now, self.spare.open.clone());
+            self.spare = Spare { open, ready: Arc::default() };
+            (self.last, self.length, self.full) = (None, 0, ROOM);
         } else if self.given {
-            return Ok(None);
+            return None;
         }
         self.given = true;
-        Ok(Some(self.spare.clone()))
+        Some(self.spare.clone())
     }
 
     /// Writes a batch and syncs it. After a failed write the file reads as it did before.
@@ -106,56 +125,72 @@ impl Stage {
         entries.iter().for_each(|entry| encode(entry, &mut bytes));
         let end = self.length + bytes.len() as u64;
         bytes.extend(END);
-        if let Err(cause) = self.file.write_all_at(&bytes, self.length) {
-            let _ = self.file.write_all_at(&END, self.length);
-            return Err(EvidenceError::Io { doing: "write", path: self.path.clone(), cause });
+        let Open { path, file } = &self.now;
+        if let Err(cause) = file.write_all_at(&bytes, self.length) {
+            let _ = file.write_all_at(&END, self.length);
+            return Err(EvidenceError::Io { doing: "write", path: path.clone(), cause });
         }
-        if let Err(error) = self.file.sync_data() {
-            sync_failed(&error, &self.path);
-        }
+        synced(file.sync_data(), path);
         self.length = end;
+        self.last = entries.last().map(|entry| entry.index).or(self.last);
         Ok(())
     }
 
-    /// Forgets everything: it is under a synced checkpoint.
+    /// Forgets everything in the file of now: it is under a synced checkpoint.
     pub fn clear(&mut self) -> Result<(), EvidenceError> {
-        let cleared = self.file.write_all_at(&END, 0).and_then(|()| self.file.sync_data());
-        cleared.map_err(EvidenceError::io("clear", &self.path))?;
-        self.length = 0;
+        self.now.end()?;
+        (self.last, self.length) = (None, 0);
+        Ok(())
+    }
+}
+
+impl Open {
+    /// Ends the file at its beginning.
+    fn end(&self) -> Result<(), EvidenceError> {
+        self.file.write_all_at(&END, 0).map_err(EvidenceError::io("end", &self.path))?;
+        synced(self.file.sync_data(), &self.path);
         Ok(())
     }
 }
 
 impl Spare {
-    /// Forgets what the file holds, brings it to its size, and says that its turn may come. `pause` comes between two syncs.
-    pub fn lay_out(&self, pause: Duration) -> Result<(), EvidenceError> {
-        let lay_out = || {
-            let file = create(&self.path)?;
-            file.write_all_at(&END, 0)?;
-            let mut size = file.metadata()?.len();
-            if size > ROOM {
-                file.set_len(ROOM)?;
-            }
-            while size < ROOM {
-                let step = usize::try_from(ROOM - size).map_or(STEP, |rest| rest.min(STEP));
-                file.write_all_at(&vec![0; step], size)?;
-                file.sync_data()?;
-                size += step as u64;
-                std::thread::sleep(pause);
-            }
-            file.sync_all()?;
-            self.path.parent().map_or(Ok(()), sync_dir)
-        };
-        lay_out().map_err(EvidenceError::io("lay out", &self.path))?;
-        self.ready.store(true, Ordering::Release);
-        Ok(())
+    /// Forgets what the file holds: it is under a synced checkpoint.
+    pub fn forget(&self) -> Result<(), EvidenceError> {
+        self.open.end()
+    }
+
+    /// Lays out the next of it, and says whether its turn may come now. Where there is no space it gets none, and grows when
+    /// its turn has come.
+    pub fn lay_out(&self) -> bool {
+        let is_done = self.step().unwrap_or_else(|error| {
+            let path = self.open.path.display();
+            tracing::warn!(%error, %path, "a file of the stage gets no room; its syncs will take longer");
+            let _ = self.open.file.set_len(0);
+            true
+        });
+        if is_done {
+            self.ready.store(true, Ordering::Release);
+        }
+        is_done
+    }
+
+    fn step(&self) -> std::io::Result<bool> {
+        let Open { path, file } = &self.open;
+        let size = file.metadata()?.len();
+        if size < ROOM {
+            let step = usize::try_from(ROOM - size).map_or(STEP, |rest| rest.min(STEP));
+            file.write_all_at(&vec![0; step], size)?;
+        } else {
+            file.set_len(ROOM)?;
+        }
+        synced(file.sync_all(), path);
+        Ok(size + STEP as u64 >= ROOM)
     }
 }
 
 /// One of the files as it lies there.
 struct Found {
-    path: PathBuf,
-    file: File,
+    open: Open,
     size: u64,
     entries: Vec<StagedEntry>,
     /// Where they end.
@@ -168,15 +203,19 @@ impl Found {
         let file = create(path).map_err(io("open"))?;
         let (entries, end) = decode(&file).map_err(io("read"))?;
         // What a killed process had written was perhaps not synced yet, and a checkpoint will rest on it.
-        if let Err(error) = file.sync_all().and_then(|()| path.parent().map_or(Ok(()), sync_dir)) {
-            sync_failed(&error, path);
-        }
+        synced(file.sync_all().and_then(|()| path.parent().map_or(Ok(()), sync_dir)), path);
         let size = file.metadata().map_err(io("read"))?.len();
-        Ok(Self { path: path.to_owned(), file, size, entries, end })
+        Ok(Self { open: Open { path: path.to_owned(), file: Arc::new(file) }, size, entries, end })
     }
 
     fn last(&self) -> Option<u64> {
         self.entries.last().map(|entry| entry.index)
+    }
+}
+
+fn synced(result: std::io::Result<()>, path: &Path) {
+    if let Err(error) = result {
+        sync_failed(&error, path);
     }
 }
 
@@ -299,31 +338,54 @@ mod tests {
         assert_eq!(Stage::open(&paths).expect("opens").entries, vec![]);
     }
 
+    fn laid_out(spare: &Spare) {
+        spare.forget().expect("forgets");
+        while !spare.lay_out() {}
+    }
+
+    fn large(index: u64) -> StagedEntry {
+        let value = "x".repeat(usize::try_from(SMALL).expect("small"));
+        StagedEntry { openings: BTreeMap::from([("x".into(), Opening::new([7; 32], value))]), ..entry(index) }
+    }
+
     #[test]
     fn a_file_that_is_full_stays_until_the_other_is_laid_out_and_its_own_entries_are_not_needed() {
         let (_dir, paths) = files();
         let mut opened = Stage::open(&paths).expect("opens");
-        let (stage, filling) = (&mut opened.stage, usize::try_from(SMALL).expect("small"));
-        assert!(opened.spare.is_none() && stage.turn().expect("turns").is_none(), "nothing is full");
-        let large = |index| StagedEntry {
-            openings: BTreeMap::from([("x".into(), Opening::new([7; 32], "x".repeat(filling)))]),
-            ..entry(index)
-        };
+        let stage = &mut opened.stage;
+        assert!(opened.spare.is_none() && stage.turn().is_none(), "nothing is full");
         stage.append(&[large(0)]).expect("appends");
-        let spare = stage.turn().expect("turns").expect("the other is wanted");
-        assert!(stage.turn().expect("turns").is_none(), "and once is enough");
+        let spare = stage.turn().expect("the other is wanted");
+        assert!(stage.turn().is_none(), "and once is enough");
         stage.append(&[entry(1)]).expect("appends");
-        spare.lay_out(Duration::ZERO).expect("lays out");
+        laid_out(&spare);
         assert_eq!(std::fs::metadata(&paths[1]).expect("there").len(), ROOM);
-        let full = stage.turn().expect("turns").expect("it is this one's turn now");
+        let full = stage.turn().expect("it is this one's turn now");
         stage.append(&[entry(2)]).expect("appends");
         let again = Stage::open(&paths).expect("opens");
         assert_eq!(again.entries, vec![large(0), entry(1), entry(2)], "in their order");
         assert!(again.spare.is_some(), "what is in the other is needed still");
-        full.lay_out(Duration::ZERO).expect("lays out");
+        laid_out(&full);
         let again = Stage::open(&paths).expect("opens");
         assert_eq!((again.entries, again.spare.is_none()), (vec![entry(2)], true));
         assert_eq!(std::fs::metadata(&paths[0]).expect("there").len(), ROOM);
+    }
+
+    #[test]
+    fn a_file_is_begun_anew_where_its_entries_do_not_lead_to_the_next() {
+        let (_dir, paths) = files();
+        let mut stage = Stage::open(&paths).expect("opens").stage;
+        stage.append(&[entry(3), entry(4)]).expect("appends");
+        let reopened = || Stage::open(&paths).expect("opens");
+        // Those between are in tiles: what follows behind entry 4 would not be read.
+        let mut stage = reopened().stage;
+        stage.go_on_at(9).expect("goes on");
+        stage.append(&[entry(9)]).expect("appends");
+        assert_eq!(reopened().entries, vec![entry(9)]);
+        reopened().stage.go_on_at(10).expect("goes on");
+        assert_eq!(reopened().entries, vec![entry(9)], "nothing is forgotten where they do");
+        let error = reopened().stage.go_on_at(7).expect_err("what is before them is lost");
+        assert!(error.to_string().contains("holds entry 9, and entry 7 is nowhere"), "{error}");
     }
 
     #[test]

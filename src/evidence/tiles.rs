@@ -6,7 +6,9 @@ use std::io::{Read as _, Seek as _, SeekFrom, Write as _};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use crate::domain::digest::Sha256;
+use serde::Serialize;
+
+use crate::domain::digest::{Opening, Sha256};
 use crate::evidence::EvidenceError;
 use crate::evidence::files::EvidenceDir;
 use crate::evidence::stage::{StagedEntry, sync_failed};
@@ -15,6 +17,8 @@ use crate::protocol::merkle::{Frontier, leaf_hash};
 use crate::protocol::tile::{WIDTH, entries_path, hash_path, push_entry};
 
 const HASH_LEVELS_PER_TILE: u32 = 8;
+/// Most files that are synced between two checkpoints, which wait for it.
+const AT_ONCE: usize = 24;
 
 /// The growing tree and the parts of it that are not in a full tile yet.
 pub struct TileWriter {
@@ -68,8 +72,9 @@ impl TileWriter {
         self.frontier.push(leaf_hash(&staged.entry), |level, index, hash| complete.push((level, index, hash)));
         push_entry(&mut self.bundle, &staged.entry);
         if !staged.openings.is_empty() {
-            let line = serde_json::json!({"index": staged.index, "openings": staged.openings});
-            self.openings.push((staged.index / WIDTH, format!("{line}\n")));
+            let line = OpeningsLine { index: staged.index, openings: &staged.openings };
+            let line = serde_json::to_string(&line).expect("openings have string keys");
+            self.openings.push((staged.index / WIDTH, line + "\n"));
         }
         for (level, index, hash) in complete {
             if level % HASH_LEVELS_PER_TILE == 0 {
@@ -181,14 +186,14 @@ impl TileWriter {
         }
     }
 
-    /// Syncs what is written and will not be written again, so that little is left for [`Self::sync`]. `pause` comes between
+    /// Syncs some of what is written and will not be written again, so that little is left for [`Self::sync`]. `pause` comes between
     /// two syncs.
     pub fn sync_full(&mut self, pause: Duration) {
         let growing = self.dir.openings(self.size() / WIDTH);
         let partial = |path: &PathBuf| path.parent().is_some_and(|dir| dir.extension().is_some_and(|e| e == "p"));
         let full = |path: &PathBuf| *path != growing && !partial(path);
-        let (full, rest) = std::mem::take(&mut self.unsynced).into_iter().partition(full);
-        self.unsynced = rest;
+        let full: BTreeSet<PathBuf> = self.unsynced.iter().filter(|p| full(p)).take(AT_ONCE).cloned().collect();
+        self.unsynced.retain(|path| !full.contains(path));
         self.sync_files(full, pause);
     }
 
@@ -218,6 +223,13 @@ impl TileWriter {
             let _ = fs::remove_file(path);
         }
     }
+}
+
+/// What a file of openings has of one entry.
+#[derive(Serialize)]
+struct OpeningsLine<'a> {
+    index: u64,
+    openings: &'a BTreeMap<String, Opening>,
 }
 
 /// Where the partial forms of a full tile lie.

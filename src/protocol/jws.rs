@@ -7,6 +7,7 @@ use base64::prelude::BASE64_URL_SAFE_NO_PAD as B64;
 use p256::Scalar;
 use p256::elliptic_curve::PrimeField as _;
 use p256::elliptic_curve::scalar::IsHigh as _;
+use serde::Serialize;
 use serde_json::{Map, Value};
 
 use crate::domain::digest::Sha256;
@@ -149,11 +150,15 @@ impl SigningKey {
     }
 }
 
+fn json(part: &impl Serialize) -> Vec<u8> {
+    serde_json::to_vec(part).expect("headers and payloads have string keys")
+}
+
 /// Signs `header` and `payload` into a compact JWS.
-pub fn sign(header: &Value, payload: &Value, key: &SigningKey) -> String {
-    let mut text = B64.encode(header.to_string());
+pub fn sign(header: &impl Serialize, payload: &impl Serialize, key: &SigningKey) -> String {
+    let mut text = B64.encode(json(header));
     text.push('.');
-    B64.encode_string(payload.to_string(), &mut text);
+    B64.encode_string(json(payload), &mut text);
     let signature = low_s((key.sign)(text.as_bytes()));
     text.push('.');
     B64.encode_string(signature, &mut text);

@@ -3,9 +3,10 @@
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
-use serde_json::{Value, json};
+use serde_json::Value;
 
 use crate::domain::digest::Sha256;
+use crate::domain::key::Jkt;
 use crate::domain::spiffe_id::SpiffeId;
 use crate::domain::time::Timestamp;
 use crate::protocol::claims::{numeric_date, text};
@@ -58,6 +59,26 @@ pub struct Context {
     pub body_sha256: Option<Sha256>,
 }
 
+#[derive(Serialize)]
+struct Header {
+    typ: &'static str,
+    alg: &'static str,
+    kid: Jkt,
+}
+
+/// Written from its parts: each request has one of its own.
+#[derive(Serialize)]
+struct Payload<'a> {
+    iss: &'a str,
+    aud: &'a str,
+    txn: &'a str,
+    sub: &'a SpiffeId,
+    req_wl: &'a SpiffeId,
+    iat: u64,
+    exp: u64,
+    tctx: &'a Context,
+}
+
 /// Digest of the request as upstream receives it.
 pub fn request_digest(method: &str, authority: &str, path_and_query: &str) -> Sha256 {
     Sha256::of_parts(&[method.as_bytes(), b"\n", authority.as_bytes(), b"\n", path_and_query.as_bytes()])
@@ -72,12 +93,17 @@ pub fn sign(
     now: Timestamp,
     signer: &SigningKey,
 ) -> String {
-    let header = json!({"typ": TYP, "alg": "ES256", "kid": signer.public().jkt()});
-    let payload = json!({
-        "iss": format!("spiffe://{trust_domain}/popgate/gateway"), "aud": trust_domain, "txn": request_id,
-        "sub": workload, "req_wl": workload, "iat": now.unix(), "exp": now.plus(LIFE).unix(), "tctx": context,
-    });
-    jws::sign(&header, &payload, signer)
+    let payload = Payload {
+        iss: &format!("spiffe://{trust_domain}/popgate/gateway"),
+        aud: trust_domain,
+        txn: request_id,
+        sub: workload,
+        req_wl: workload,
+        iat: now.unix(),
+        exp: now.plus(LIFE).unix(),
+        tctx: context,
+    };
+    jws::sign(&Header { typ: TYP, alg: "ES256", kid: signer.public().jkt() }, &payload, signer)
 }
 
 /// The `kid` of a token, for the key lookup.
