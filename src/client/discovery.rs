@@ -1,7 +1,7 @@
 //! From a URL to its token service: the 401's `resource_metadata` (RFC 9728), then the server's metadata (RFC 8414).
 
 use bytes::Bytes;
-use http::{HeaderMap, Method, Request, header};
+use http::{HeaderMap, Method, Request, StatusCode, header};
 use serde_json::Value;
 
 use crate::client::ClientError;
@@ -18,17 +18,48 @@ pub struct Target {
     pub certificate: bool,
 }
 
-/// Calls a URL without credentials; the challenge names the resource's metadata.
+/// Most resources above a URL that are asked for.
+const MOST_ABOVE: usize = 8;
+
+/// Calls a URL without credentials; the challenge names the resource's metadata. A path that anybody may GET may still demand
+/// proofs of other methods: then the metadata is where it belongs (RFC 9728 section 3.1), of the path or of one above it.
 pub async fn probe(http: &HttpClient, url: &str) -> Result<String, ClientError> {
-    let probe = Request::builder().method(Method::GET).uri(url).body(Bytes::new());
-    let probe = probe.map_err(|e| ClientError::Input(format!("{url} is not a URL: {e}")))?;
-    let response = http.fetch(probe).await?;
-    resource_metadata(response.headers()).ok_or_else(|| ClientError::Protocol {
+    let response = http.send(get(url)?).await?;
+    if let Some(metadata) = resource_metadata(response.headers()) {
+        return Ok(metadata);
+    }
+    let status = response.status();
+    if status != StatusCode::UNAUTHORIZED {
+        for metadata in well_known(url).take(MOST_ABOVE) {
+            if http.send(get(&metadata)?).await?.status().is_success() {
+                return Ok(metadata);
+            }
+        }
+    }
+    Err(ClientError::Protocol {
         what: url.to_owned(),
         cause: format!(
-            "status {} without a DPoP challenge that names resource_metadata; is a popgate gateway in front of it? What is public there is called without popgate",
-            response.status()
+            "status {status} without a DPoP challenge that names resource_metadata, and no metadata of a resource that it is part of; is a popgate gateway in front of it? What is public there is called without popgate"
         ),
+    })
+}
+
+fn get(url: &str) -> Result<Request<Bytes>, ClientError> {
+    let request = Request::builder().method(Method::GET).uri(url).body(Bytes::new());
+    request.map_err(|e| ClientError::Input(format!("{url} is not a URL: {e}")))
+}
+
+/// Where the metadata of a URL is, and of what lies above it, narrowest first.
+fn well_known(url: &str) -> impl Iterator<Item = String> {
+    let (origin, path) = match url.find("://").and_then(|scheme| Some(scheme + 3 + url[scheme + 3..].find('/')?)) {
+        Some(path) => url.split_at(path),
+        None => (url, ""),
+    };
+    let mut rest = Some(path.trim_end_matches('/'));
+    std::iter::from_fn(move || {
+        let path = rest?;
+        rest = path.rsplit_once('/').map(|(above, _)| above);
+        Some(format!("{origin}/.well-known/oauth-protected-resource{path}"))
     })
 }
 
@@ -53,8 +84,7 @@ pub async fn read(http: &HttpClient, metadata: &str) -> Result<Target, ClientErr
 
 async fn document(http: &HttpClient, url: &str) -> Result<Value, ClientError> {
     let bad = |cause: String| ClientError::Protocol { what: url.to_owned(), cause };
-    let request = Request::builder().uri(url).body(Bytes::new()).map_err(|e| bad(e.to_string()))?;
-    let response = http.fetch(request).await?;
+    let response = http.fetch(get(url)?).await?;
     if !response.status().is_success() {
         return Err(bad(format!("status {}", response.status())));
     }
@@ -71,4 +101,19 @@ fn resource_metadata(headers: &HeaderMap) -> Option<String> {
 pub fn parameter(challenge: &str, name: &str) -> Option<String> {
     let after = challenge.split_once(&format!("{name}=\""))?.1;
     after.split_once('"').map(|(value, _)| value.to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn metadata_is_looked_for_from_the_narrowest_resource_up() {
+        let of = |url| well_known(url).collect::<Vec<_>>();
+        let at = |path| format!("https://gw:8443/.well-known/oauth-protected-resource{path}");
+        assert_eq!(of("https://gw:8443/a/b"), [at("/a/b"), at("/a"), at("")]);
+        assert_eq!(of("https://gw:8443/a/"), [at("/a"), at("")]);
+        assert_eq!(of("https://gw:8443/"), [at("")]);
+        assert_eq!(of("https://gw:8443"), [at("")]);
+    }
 }

@@ -139,6 +139,18 @@ async fn no_token_is_for_a_public_resource_and_nothing_describes_it_as_one() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_anybody_may_get_is_posted_to_with_a_proof() {
+    let (upstream, service) = world().await;
+    let solver = service.solver().await;
+    let posted = solver.call("POST", &service.url("gateway", "/both/deep/x"), &[], "").await;
+    assert_eq!(posted.status, 200, "{}", posted.text());
+    let seen = upstream.seen();
+    assert!(seen.iter().any(|s| s.method == "POST" && s.headers.contains_key("txn-token")), "{seen:?}");
+    let refused = solver.session.target(&service.url("gateway", "/open/x")).await.expect_err("nothing demands a proof");
+    assert!(refused.to_string().contains("is called without popgate"), "{refused}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_needs_a_caller_is_refused_at_load_and_a_public_route_is_warned_of() {
     let check = |route_keys: &str, more: &str, policy: &str| {
         let dir = tempfile::tempdir().expect("tempdir");
