@@ -4,9 +4,9 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use http::{HeaderValue, Request};
+use http::{HeaderMap, HeaderValue, Method, Request};
 use popgate::client::http::HttpClient;
-use popgate::client::session::Session;
+use popgate::client::session::{Call, Session};
 use popgate::domain::secret::AccessToken;
 use popgate::net::tls;
 use rustls::ClientConfig;
@@ -48,6 +48,13 @@ impl Proved {
         request.headers_mut().insert("authorization", text(format!("DPoP {}", self.token.expose())));
         request.headers_mut().insert("dpop", text(self.session.prove("GET", url, Some(&self.token))));
         request
+    }
+
+    /// Learns the nonce of now: it is good for minutes, and a run may last longer.
+    pub async fn renew(&self) {
+        let call = Call { method: Method::GET, url: &self.url, headers: HeaderMap::new(), body: Bytes::new() };
+        let response = self.session.call(&call).await.expect("answers");
+        assert_eq!(response.status(), 200, "renews the nonce");
     }
 
     /// A client with connections of its own.

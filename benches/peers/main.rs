@@ -1,8 +1,8 @@
 //! `cargo bench --bench peers`: the gateway beside a bare TLS proxy, that proxy with one ES256 verification, haproxy with
 //! `jwt_verify` and nginx with mTLS, each in processes of its own, on one machine, in one run.
 //!
-//! CPU microseconds a request are medians of five rounds in which all take turns. Then latency at half of the gateway's own
-//! rate, memory over idle streams, and memory over a large body. `POPGATE_BENCH_REQUESTS` sets the requests of a round.
+//! CPU microseconds a request are medians of five rounds in which all take turns. Then latency at half and at a quarter of the
+//! gateway's own rate, memory over idle streams, and memory over a large body. `POPGATE_BENCH_REQUESTS` sets the requests of a round.
 
 use std::io::Write as _;
 use std::time::{Duration, Instant};
@@ -134,7 +134,9 @@ impl Bench {
         for (name, gate) in names.into_iter().zip(&gates) {
             subjects.push(subject(name, vec![self.pid()], &gate.http, || gate.request()));
         }
+        let renew = || gates.iter().for_each(|gate| self.runtime.block_on(gate.renew()));
         for _ in 0..self.rounds {
+            renew();
             for subject in &mut subjects {
                 let cost = cost(&self.runtime, &subject.pids, self.requests, &subject.http, &subject.make);
                 subject.cpu.push(cost.cpu);
@@ -142,16 +144,18 @@ impl Bench {
             }
         }
         report(&subjects);
-        self.half_load(&subjects);
+        let all: Vec<_> = subjects.iter().collect();
+        let [bare, gate] =
+            ["bare hyper", "popgate"].map(|n| subjects.iter().find(|s| s.name.starts_with(n)).expect("is there"));
+        let rate = median(gate.rate.clone());
+        self.latency(&all, rate / 2.0, &renew);
+        self.latency(&[bare, gate], rate / 4.0, &renew);
         self.idle_streams();
         self.large_body();
     }
 
-    /// Latency where each gets half of what the gateway can take here: medians of rounds in which all take turns, and the
-    /// worst of them.
-    fn half_load(&self, subjects: &[Subject<'_>]) {
-        let gate = subjects.iter().find(|s| s.name.starts_with("popgate")).expect("it is among them");
-        let rate = median(gate.rate.clone()) / 2.0;
+    /// Latency where each gets so many requests a second: medians of rounds in which all take turns, and the worst of them.
+    fn latency(&self, subjects: &[&Subject<'_>], rate: f64, renew: &dyn Fn()) {
         let (names, sync) = (subjects.iter().map(|s| s.name.as_str()), "one sync of 1 KiB on that disk");
         let mut rows: Vec<_> = names.chain([sync]).map(|name| (name, Vec::new(), Vec::new())).collect();
         let mut note = |row: usize, took: &[Duration]| {
@@ -160,6 +164,7 @@ impl Bench {
             rows[row].2.push(ms(99));
         };
         for _ in 0..self.rounds {
+            renew();
             for (row, subject) in subjects.iter().enumerate() {
                 note(row, &paced(&self.runtime, rate, self.requests, &subject.http, &subject.make));
             }
