@@ -155,8 +155,8 @@ impl LogReader {
     /// Entries that are durable and behind the checkpoint.
     pub fn staged(&self, from: u64) -> Vec<stage::StagedEntry> {
         let read = |path| fs::File::open(path).and_then(stage::decode).map(|(entries, _)| entries).unwrap_or_default();
-        let mut entries: Vec<_> = self.dir.stages().into_iter().flat_map(read).collect();
-        entries.sort_by_key(|entry| entry.index);
+        let [one, two] = self.dir.stages().map(read);
+        let mut entries = stage::joined(one, two);
         let mut next = from;
         let mut is_next = |entry: &stage::StagedEntry| {
             let is = entry.index == next;

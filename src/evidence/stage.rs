@@ -79,13 +79,13 @@ impl Stage {
     pub fn open(paths: &[PathBuf; 2]) -> Result<Opened, EvidenceError> {
         let [one, two] = paths;
         let (one, two) = (Found::read(one)?, Found::read(two)?);
-        let (now, other) = if two.last() > one.last() { (two, one) } else { (one, two) };
+        let (now, other) = if two.first() > one.first() { (two, one) } else { (one, two) };
         let is_free = other.entries.is_empty();
         let ready = Arc::new(AtomicBool::new(is_free && other.size >= ROOM));
         let spare = Spare { open: other.open, ready };
-        let (last, full) = (now.last(), if now.size >= ROOM { ROOM } else { SMALL });
+        let (last, full) = (now.entries.last().map(|e| e.index), if now.size >= ROOM { ROOM } else { SMALL });
         let stage = Self { now: now.open, last, length: now.end, full, spare: spare.clone(), given: !is_free };
-        let entries = other.entries.into_iter().chain(now.entries).collect();
+        let entries = joined(other.entries, now.entries);
         Ok(Opened { stage, entries, spare: (!is_free).then_some(spare) })
     }
 
@@ -208,9 +208,20 @@ impl Found {
         Ok(Self { open: Open { path: path.to_owned(), file: Arc::new(file) }, size, entries, end })
     }
 
-    fn last(&self) -> Option<u64> {
-        self.entries.last().map(|entry| entry.index)
+    fn first(&self) -> Option<u64> {
+        self.entries.first().map(|entry| entry.index)
     }
+}
+
+/// The entries of both files. The one that begins later is right from there on: the other may hold what could not be written
+/// whole before the turn came.
+pub fn joined(one: Vec<StagedEntry>, two: Vec<StagedEntry>) -> Vec<StagedEntry> {
+    let first = |entries: &[StagedEntry]| entries.first().map(|entry| entry.index);
+    let (mut before, after) = if first(&two) > first(&one) { (one, two) } else { (two, one) };
+    let from = first(&after).unwrap_or(u64::MAX);
+    before.retain(|entry| entry.index < from);
+    before.extend(after);
+    before
 }
 
 fn synced(result: std::io::Result<()>, path: &Path) {
@@ -386,6 +397,20 @@ mod tests {
         assert_eq!(reopened().entries, vec![entry(9)], "nothing is forgotten where they do");
         let error = reopened().stage.go_on_at(7).expect_err("what is before them is lost");
         assert!(error.to_string().contains("holds entry 9, and entry 7 is nowhere"), "{error}");
+    }
+
+    #[test]
+    fn the_file_that_begins_later_is_right_about_what_both_hold() {
+        let other = |index| StagedEntry { entry: b"never acknowledged".to_vec(), ..entry(index) };
+        for names in [[0, 1], [1, 0]] {
+            let (_dir, paths) = files();
+            std::fs::write(&paths[names[0]], encoded([entry(3), entry(4), other(5), other(6)])).expect("writes");
+            std::fs::write(&paths[names[1]], encoded([entry(5)])).expect("writes");
+            let mut opened = Stage::open(&paths).expect("opens");
+            assert_eq!(opened.entries, vec![entry(3), entry(4), entry(5)]);
+            opened.stage.append(&[entry(6)]).expect("appends");
+            assert_eq!(Stage::open(&paths).expect("opens").entries.last(), Some(&entry(6)));
+        }
     }
 
     #[test]
