@@ -1,7 +1,8 @@
 //! From a URL to its token service: the 401's `resource_metadata` (RFC 9728), then the server's metadata (RFC 8414).
 
 use bytes::Bytes;
-use http::{HeaderMap, Method, Request, StatusCode, header};
+use http::uri::Authority;
+use http::{HeaderMap, Method, Request, StatusCode, Uri, header};
 use serde_json::Value;
 
 use crate::client::ClientError;
@@ -18,19 +19,18 @@ pub struct Target {
     pub certificate: bool,
 }
 
-/// Most resources above a URL that are asked for.
-const MOST_ABOVE: usize = 8;
-
 /// Calls a URL without credentials; the challenge names the resource's metadata. A path that anybody may GET may still demand
 /// proofs of other methods: then the metadata is where it belongs (RFC 9728 section 3.1), of the path or of one above it.
 pub async fn probe(http: &HttpClient, url: &str) -> Result<String, ClientError> {
-    let response = http.send(get(url)?).await?;
+    let probe = get(url)?;
+    let uri = probe.uri().clone();
+    let response = http.send(probe).await?;
     if let Some(metadata) = resource_metadata(response.headers()) {
         return Ok(metadata);
     }
     let status = response.status();
     if status != StatusCode::UNAUTHORIZED {
-        for metadata in well_known(url).take(MOST_ABOVE) {
+        for metadata in well_known(&uri) {
             if http.send(get(&metadata)?).await?.status().is_success() {
                 return Ok(metadata);
             }
@@ -50,12 +50,10 @@ fn get(url: &str) -> Result<Request<Bytes>, ClientError> {
 }
 
 /// Where the metadata of a URL is, and of what lies above it, narrowest first.
-fn well_known(url: &str) -> impl Iterator<Item = String> {
-    let (origin, path) = match url.find("://").and_then(|scheme| Some(scheme + 3 + url[scheme + 3..].find('/')?)) {
-        Some(path) => url.split_at(path),
-        None => (url, ""),
-    };
-    let mut rest = Some(path.trim_end_matches('/'));
+fn well_known(uri: &Uri) -> impl Iterator<Item = String> {
+    let authority = uri.authority().map_or("", Authority::as_str);
+    let origin = format!("{}://{authority}", uri.scheme_str().unwrap_or("https"));
+    let mut rest = Some(uri.path().trim_end_matches('/'));
     std::iter::from_fn(move || {
         let path = rest?;
         rest = path.rsplit_once('/').map(|(above, _)| above);
@@ -109,7 +107,7 @@ mod tests {
 
     #[test]
     fn metadata_is_looked_for_from_the_narrowest_resource_up() {
-        let of = |url| well_known(url).collect::<Vec<_>>();
+        let of = |url: &'static str| well_known(&Uri::from_static(url)).collect::<Vec<_>>();
         let at = |path| format!("https://gw:8443/.well-known/oauth-protected-resource{path}");
         assert_eq!(of("https://gw:8443/a/b"), [at("/a/b"), at("/a"), at("")]);
         assert_eq!(of("https://gw:8443/a/"), [at("/a"), at("")]);

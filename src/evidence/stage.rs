@@ -21,8 +21,10 @@ const ROOM: u64 = 16 << 20;
 const SMALL: u64 = 256 << 10;
 /// How much is laid out at a time.
 const STEP: usize = 1 << 20;
+/// What a frame begins with: length and CRC-32.
+const HEAD: usize = 8;
 /// Behind the last frame: what an earlier turn left there is not read.
-const END: [u8; 8] = [0; 8];
+const END: [u8; HEAD] = [0; HEAD];
 
 /// One entry with its place and the openings of its commitments.
 #[derive(Clone, Debug, PartialEq)]
@@ -79,7 +81,7 @@ impl Stage {
     pub fn open(paths: &[PathBuf; 2]) -> Result<Opened, EvidenceError> {
         let [one, two] = paths;
         let (one, two) = (Found::read(one)?, Found::read(two)?);
-        let (now, other) = if two.first() > one.first() { (two, one) } else { (one, two) };
+        let (now, other) = if first(&two.entries) > first(&one.entries) { (two, one) } else { (one, two) };
         let is_free = other.entries.is_empty();
         let ready = Arc::new(AtomicBool::new(is_free && other.size >= ROOM));
         let spare = Spare { open: other.open, ready };
@@ -207,16 +209,15 @@ impl Found {
         let size = file.metadata().map_err(io("read"))?.len();
         Ok(Self { open: Open { path: path.to_owned(), file: Arc::new(file) }, size, entries, end })
     }
+}
 
-    fn first(&self) -> Option<u64> {
-        self.entries.first().map(|entry| entry.index)
-    }
+fn first(entries: &[StagedEntry]) -> Option<u64> {
+    entries.first().map(|entry| entry.index)
 }
 
 /// The entries of both files. The one that begins later is right from there on: the other may hold what could not be written
 /// whole before the turn came.
 pub fn joined(one: Vec<StagedEntry>, two: Vec<StagedEntry>) -> Vec<StagedEntry> {
-    let first = |entries: &[StagedEntry]| entries.first().map(|entry| entry.index);
     let (mut before, after) = if first(&two) > first(&one) { (one, two) } else { (two, one) };
     let from = first(&after).unwrap_or(u64::MAX);
     before.retain(|entry| entry.index < from);
@@ -254,9 +255,6 @@ fn encode(staged: &StagedEntry, out: &mut Vec<u8>) {
     out[head..head + 4].copy_from_slice(&length.to_be_bytes());
     out[head + 4..payload].copy_from_slice(&checksum.to_be_bytes());
 }
-
-/// Length and CRC-32.
-const HEAD: usize = 8;
 
 /// The whole frames that count on one by one, and where they end. What lies behind them is not read.
 pub fn decode(file: impl Read) -> std::io::Result<(Vec<StagedEntry>, u64)> {
@@ -380,6 +378,17 @@ mod tests {
         let again = Stage::open(&paths).expect("opens");
         assert_eq!((again.entries, again.spare.is_none()), (vec![entry(2)], true));
         assert_eq!(std::fs::metadata(&paths[0]).expect("there").len(), ROOM);
+    }
+
+    #[test]
+    fn a_file_that_gets_no_room_has_its_turn_all_the_same() {
+        let (_dir, paths) = files();
+        std::fs::write(&paths[0], b"").expect("writes");
+        // It can be read alone, so that no zero goes in.
+        let open = Open { path: paths[0].clone(), file: Arc::new(File::open(&paths[0]).expect("opens")) };
+        let spare = Spare { open, ready: Arc::default() };
+        assert!(spare.forget().is_err(), "what cannot be ended is not forgotten");
+        assert!(spare.lay_out() && spare.ready.load(Ordering::Acquire));
     }
 
     #[test]
