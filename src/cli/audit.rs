@@ -168,9 +168,13 @@ fn show(global: &Global, request_id: &str) -> Result<(), Failure> {
 fn exchange(transcript: &Transcript) -> Value {
     let head = |kind| serde_json::from_slice::<Value>(&transcript.joined(kind)).unwrap_or(Value::Null);
     let text = |kind| String::from_utf8_lossy(&transcript.joined(kind)).into_owned();
+    let interim = transcript.joined(FrameKind::InterimHead);
+    let interim: Vec<Value> =
+        serde_json::Deserializer::from_slice(&interim).into_iter().map_while(Result::ok).collect();
     json!({
         "request": head(FrameKind::RequestHead),
         "request_body": text(FrameKind::RequestBody),
+        "interim": interim,
         "response": head(FrameKind::ResponseHead),
         "response_body": text(FrameKind::ResponseBody),
         "ended": text(FrameKind::End),

@@ -18,6 +18,8 @@ pub enum FrameKind {
     RequestTrailers = 6,
     /// Trailers of the response, as JSON.
     ResponseTrailers = 7,
+    /// Status and headers of an interim answer, as JSON.
+    InterimHead = 8,
 }
 
 impl FrameKind {
@@ -31,6 +33,7 @@ impl FrameKind {
             5 => Some(Self::End),
             6 => Some(Self::RequestTrailers),
             7 => Some(Self::ResponseTrailers),
+            8 => Some(Self::InterimHead),
             _ => None,
         }
     }

@@ -17,6 +17,7 @@ pub mod grpc_mask;
 pub mod header_rules;
 pub mod headers;
 pub mod inject;
+mod interim;
 pub mod mask;
 pub mod masks;
 pub mod matching;

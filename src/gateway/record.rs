@@ -294,6 +294,11 @@ impl Exchange {
         inner.head(FrameKind::ResponseHead, status.as_u16().to_string(), headers)
     }
 
+    /// An interim answer is about to go to the client.
+    pub fn interim_head(&self, status: StatusCode, headers: &HeaderMap) -> Result<(), Unavailable> {
+        self.lock().head(FrameKind::InterimHead, status.as_u16().to_string(), headers)
+    }
+
     /// What the client reads instead of an answer of upstream's.
     pub fn answered(&self, status: u16) {
         let mut inner = self.lock();

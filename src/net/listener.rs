@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
-use http::{Request, Response};
+use http::{Request, Response, Version};
 use hyper::body::Incoming;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
@@ -22,6 +22,7 @@ use tokio::task::JoinSet;
 use tokio_rustls::TlsAcceptor;
 
 use crate::net::body::AnyBody;
+use crate::net::interim::{Desk, InterimStream};
 use crate::net::process::PeerProcess;
 
 const HANDSHAKE: Duration = Duration::from_secs(10);
@@ -183,10 +184,23 @@ pub async fn connection<S: Serve>(
 ) {
     let (peer, asked) = (Arc::new(peer), Arc::new(AtomicBool::new(false)));
     let seen = asked.clone();
-    let answer = service_fn(move |request| {
+    let desk = Desk::default();
+    let stream = InterimStream::new(stream, desk.clone());
+    let answer = service_fn(move |mut request: Request<Incoming>| {
         seen.store(true, Ordering::Relaxed);
         let (service, peer) = (service.clone(), peer.clone());
-        async move { Ok::<_, Infallible>(service.serve(peer, request).await) }
+        // HTTP/1.0 knows no interim answers, and HTTP/2 would frame them otherwise.
+        let interim = (request.version() == Version::HTTP_11).then(|| desk.open());
+        if let Some(interim) = &interim {
+            request.extensions_mut().insert(interim.clone());
+        }
+        async move {
+            let answer = service.serve(peer, request);
+            Ok::<_, Infallible>(match interim {
+                Some(interim) => interim.until(answer).await,
+                None => answer.await,
+            })
+        }
     });
     let mut builder = auto::Builder::new(TokioExecutor::new());
     builder.http1().timer(TokioTimer::new()).header_read_timeout(HEADERS).max_buf_size(128 * 1024);

@@ -6,6 +6,7 @@ pub mod ext_authz;
 pub mod fetch;
 pub mod files;
 pub mod h2_authority;
+pub mod interim;
 pub mod keys;
 pub mod listener;
 pub mod problem;

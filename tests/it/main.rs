@@ -20,6 +20,7 @@ mod gateway;
 mod grants;
 mod host;
 mod injection;
+mod interim;
 mod interop;
 mod issuer;
 mod mask_report;
