@@ -40,6 +40,14 @@ fn main() {
             json(text).lines().map(|l| format!("data: {l}\n")).collect::<String>() + "\n"
         )
     };
+    let word = |n: usize| {
+        let word = CLEAN.split_inclusive(' ').cycle().nth(n % 17).unwrap_or_default();
+        let choice = serde_json::json!({"index": 0, "delta": {"content": word}, "finish_reason": null});
+        let chunk = serde_json::json!({"id": "chatcmpl-17", "object": "chat.completion.chunk", "created": 1_790_000_000, "model": "m", "choices": [choice]});
+        format!("data: {chunk}\n\n")
+    };
+    // Padding of another length each time, as some services send.
+    let padded = |n: usize| word(n).replacen('{', &format!("{{\"pad\":\"{}\",", &"abcdefgh"[..n % 8]), 1);
     let bodies = [
         ("text, clean", "text/plain", repeat(CLEAN)),
         ("text, a value in every sentence", "text/plain", repeat(DIRTY)),
@@ -48,6 +56,12 @@ fn main() {
         ("events, clean", "text/event-stream", repeat(&event(CLEAN))),
         ("events of chat deltas, clean", "text/event-stream", repeat(&delta(CLEAN))),
         ("events of chat deltas, values in each", "text/event-stream", repeat(&delta(DIRTY))),
+        ("events of a word each, clean", "text/event-stream", repeat(&(0..17 * 8).map(word).collect::<String>())),
+        (
+            "events of a word each, padded, clean",
+            "text/event-stream",
+            repeat(&(0..17 * 8).map(padded).collect::<String>()),
+        ),
     ];
     for (name, kind, body) in &bodies {
         let (masked, copied) = (best(|| mask(&rules, kind, body.as_bytes())), best(|| copy(body.as_bytes())));

@@ -4,7 +4,9 @@
 //! unchanged. Strings at the mask's delta paths continue from event to event: an event whose delta is undecided
 //! waits, and those behind it wait too.
 
+mod repeat;
 mod skim;
+mod waiting;
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
@@ -15,8 +17,10 @@ use crate::protocol::masking::Blocked;
 use crate::protocol::masking::choices::{Ended, ends_choices, stable_key};
 use crate::protocol::masking::detect::Piece;
 use crate::protocol::masking::json::{DeltaString, JsonMasker};
-use crate::protocol::masking::logical::StringScan;
+use crate::protocol::masking::logical::{StringScan, Written};
 use crate::protocol::masking::rules::{Counts, MaskRules};
+use crate::protocol::masking::sse::repeat::Frame;
+use crate::protocol::masking::sse::waiting::{Form, Line, Queue, Slot, Source, Walk, settle};
 
 /// Most bytes that one event, or events waiting for a delta, may hold.
 const MAX_HELD: usize = 1 << 20;
@@ -26,37 +30,11 @@ const LINE_COST: usize = 128;
 const MAX_CONTINUED: usize = 4096;
 const BOM: &[u8] = b"\xef\xbb\xbf";
 
-/// One line with the bytes that ended it.
-struct Line {
-    content: Vec<u8>,
-    end: Vec<u8>,
-}
-
-/// A delta string's place in a waiting event.
-struct Slot {
-    at: usize,
-    content: Vec<u8>,
-    /// Raw bytes at its end that read as nothing.
-    after: Vec<u8>,
-    /// Text bytes that are not decided.
-    open: usize,
-}
-
-/// An event that waits to go out.
-struct Waiting {
-    number: u64,
-    lines: Vec<Line>,
-    /// Joined data, masked but for its slots; none for an event without data.
-    data: Option<Vec<u8>>,
-    slots: Vec<Slot>,
-    size: usize,
-}
-
 /// A string that continues over events.
 struct Continued {
     scan: StringScan,
-    /// Where the undecided bytes came from: event, slot, length.
-    sources: VecDeque<(u64, usize, usize)>,
+    /// Where the undecided bytes came from.
+    sources: VecDeque<Source>,
 }
 
 impl Continued {
@@ -73,10 +51,10 @@ pub struct SseMasker {
     carriage_return: bool,
     event: Vec<Line>,
     held: usize,
-    waiting: VecDeque<Waiting>,
-    waiting_size: usize,
-    next_number: u64,
+    waiting: Queue,
     continued: HashMap<String, Continued>,
+    /// Frames of events, the last one first.
+    frames: Vec<Arc<Frame>>,
     /// How many bytes of events may be scanned together.
     reach: usize,
     counts: Counts,
@@ -92,10 +70,9 @@ impl SseMasker {
             carriage_return: false,
             event: Vec::new(),
             held: 0,
-            waiting: VecDeque::new(),
-            waiting_size: 0,
-            next_number: 0,
+            waiting: Queue::default(),
             continued: HashMap::new(),
+            frames: Vec::new(),
             reach: skim::REACH,
             counts: Counts::new(),
         }
@@ -110,9 +87,12 @@ impl SseMasker {
     pub fn push(&mut self, chunk: &[u8], out: &mut Vec<u8>) -> Result<(), Blocked> {
         let mut rest = chunk;
         while let Some(first) = rest.first() {
-            let skimmed = self.skim(rest, out);
-            if skimmed > 0 {
-                rest = &rest[skimmed..];
+            let passed = match self.repeat(rest, out)? {
+                0 => self.skim(rest, out),
+                repeated => repeated,
+            };
+            if passed > 0 {
+                rest = &rest[passed..];
                 continue;
             }
             // What stands between two line ends comes at once.
@@ -148,7 +128,7 @@ impl SseMasker {
             self.end_event(out)?;
         }
         self.end_continued()?;
-        self.release(out);
+        self.waiting.release(out);
         Ok(())
     }
 
@@ -189,45 +169,48 @@ impl SseMasker {
     }
 
     fn end_event(&mut self, out: &mut Vec<u8>) -> Result<(), Blocked> {
-        let lines = std::mem::take(&mut self.event);
+        let raw = std::mem::take(&mut self.event);
         self.held = 0;
-        let number = self.next_number;
-        self.next_number += 1;
-        let joined = joined_data(&lines);
-        let lines = lines.into_iter().map(|l| self.other_fields(l)).collect::<Result<Vec<_>, _>>()?;
+        let joined = joined_data(&raw);
+        let lines = raw.iter().map(|l| self.other_fields(l)).collect::<Result<Vec<_>, _>>()?;
         let size = lines.iter().map(|l| l.content.len() + l.end.len() + LINE_COST).sum();
-        let mut event = Waiting { number, lines, data: None, slots: Vec::new(), size };
-        let mut touched = Vec::new();
-        let mut ended = Ended::Choices(Vec::new());
-        if let Some(joined) = joined {
-            ended = ends_choices(&joined);
-            let (data, deltas) = self.mask_data(&joined)?;
-            event.data = Some(data);
-            // Which string goes on is read from the whole event; one that cannot be read would be joined to another.
-            let document = if deltas.is_empty() {
-                Value::Null
-            } else {
-                serde_json::from_slice(&joined).map_err(|_| Blocked::Malformed)?
-            };
-            for (slot, delta) in deltas.into_iter().enumerate() {
-                let key = stable_key(&delta.path, &document);
-                let (content, after) = (Vec::new(), delta.unseen);
-                event.slots.push(Slot { at: delta.at, content, after, open: delta.content.len() });
-                let continued = self.continued.entry(key.clone()).or_insert_with(Continued::new);
-                continued.sources.push_back((number, slot, delta.content.len()));
-                continued.scan.written.append(&delta.content);
-                touched.push(key);
-            }
+        let Some(joined) = joined else {
+            self.wait(Form::Lines(lines, None, Vec::new()), size)?;
+            self.waiting.release(out);
+            return Ok(());
+        };
+        let ended = ends_choices(&joined);
+        let (data, deltas) = self.mask_data(&joined)?;
+        // Which string goes on is read from the whole event; one that cannot be read would be joined to another.
+        let document = if deltas.is_empty() {
+            Value::Null
+        } else {
+            serde_json::from_slice(&joined).map_err(|_| Blocked::Malformed)?
+        };
+        let (slots, texts): (Vec<Slot>, Vec<(String, Written)>) = deltas
+            .into_iter()
+            .map(|delta| {
+                let slot = Slot { at: delta.at, content: Vec::new(), after: delta.unseen, open: delta.content.len() };
+                (slot, (stable_key(&delta.path, &document), delta.content))
+            })
+            .unzip();
+        let form = Form::Lines(lines, Some(data), slots);
+        if let (Ended::Choices(none), [(key, text)]) = (&ended, &texts[..])
+            && none.is_empty()
+            && let Some(frame) = Frame::of(&raw, &form, text.raw(0, text.len()), key)
+        {
+            self.remember(frame);
         }
-        self.waiting_size += event.size;
-        if self.waiting_size > MAX_HELD {
-            return Err(Blocked::TooLong);
+        let event = self.wait(form, size)?;
+        for (slot, (key, text)) in texts.iter().enumerate() {
+            let continued = self.continued.entry(key.clone()).or_insert_with(Continued::new);
+            continued.sources.push_back(Source { event, slot, length: text.len() });
+            continued.scan.written.append(text);
         }
-        self.waiting.push_back(event);
         if self.continued.len() > MAX_CONTINUED {
             return Err(Blocked::TooLong);
         }
-        for key in touched {
+        for (key, _) in texts {
             self.advance(&key, false)?;
         }
         match ended {
@@ -238,8 +221,14 @@ impl SseMasker {
                 }
             }
         }
-        self.release(out);
+        self.waiting.release(out);
         Ok(())
+    }
+
+    /// Adds an event to those that wait, and gives its number.
+    fn wait(&mut self, form: Form, size: usize) -> Result<u64, Blocked> {
+        let event = self.waiting.push(form, size);
+        if self.waiting.size() > MAX_HELD { Err(Blocked::TooLong) } else { Ok(event) }
     }
 
     /// Nothing continues the strings of one choice.
@@ -264,12 +253,10 @@ impl SseMasker {
     }
 
     /// Comments and fields other than data are scanned as text.
-    fn other_fields(&mut self, line: Line) -> Result<Line, Blocked> {
-        if data_value(&line.content).is_some() {
-            return Ok(line);
-        }
-        let content = self.scan_text(&line.content)?;
-        Ok(Line { content, ..line })
+    fn other_fields(&mut self, line: &Line) -> Result<Line, Blocked> {
+        let data = data_value(&line.content).is_some();
+        let content = if data { line.content.clone() } else { self.scan_text(&line.content)? };
+        Ok(Line { content, end: line.end.clone() })
     }
 
     fn scan_text(&mut self, text: &[u8]) -> Result<Vec<u8>, Blocked> {
@@ -300,17 +287,18 @@ impl SseMasker {
         let Some(continued) = self.continued.get_mut(key) else { return Ok(()) };
         let mut pieces = Vec::new();
         let decided = continued.scan.scan_pieces(&self.rules, whole, &mut self.counts, &mut pieces)?;
+        let mut walk = Walk::over(&continued.sources);
         for piece in pieces {
             match piece {
                 Piece::Drop(..) => {}
                 Piece::Insert(at, bytes) => {
-                    if let Some((slot, _)) = locate(&continued.sources, at.saturating_sub(1), &mut self.waiting) {
+                    if let Some((slot, _)) = walk.slot(at.saturating_sub(1), &mut self.waiting) {
                         slot.content.extend(bytes);
                     }
                 }
                 Piece::Keep(mut start, end) => {
                     while start < end {
-                        let Some((slot, room)) = locate(&continued.sources, start, &mut self.waiting) else { break };
+                        let Some((slot, room)) = walk.slot(start, &mut self.waiting) else { break };
                         let stop = end.min(start + room);
                         slot.content.extend(continued.scan.written.raw(start, stop));
                         start = stop;
@@ -322,86 +310,6 @@ impl SseMasker {
         settle(&mut continued.sources, decided, &mut self.waiting);
         Ok(())
     }
-
-    fn release(&mut self, out: &mut Vec<u8>) {
-        while self.waiting.front().is_some_and(|e| e.slots.iter().all(|s| s.open == 0)) {
-            if let Some(event) = self.waiting.pop_front() {
-                self.waiting_size -= event.size;
-                event.write(out);
-            }
-        }
-    }
-}
-
-/// The slot that a byte of a continued string came from, and how many bytes of that source are left from there.
-fn locate<'a>(
-    sources: &VecDeque<(u64, usize, usize)>,
-    at: usize,
-    waiting: &'a mut VecDeque<Waiting>,
-) -> Option<(&'a mut Slot, usize)> {
-    let mut offset = 0;
-    for (number, slot, length) in sources {
-        if at < offset + length {
-            let event = waiting.iter_mut().find(|e| e.number == *number)?;
-            return Some((event.slots.get_mut(*slot)?, offset + length - at));
-        }
-        offset += length;
-    }
-    None
-}
-
-fn settle(sources: &mut VecDeque<(u64, usize, usize)>, mut decided: usize, waiting: &mut VecDeque<Waiting>) {
-    while let Some((number, slot, length)) = sources.front_mut() {
-        let part = decided.min(*length);
-        if let Some(slot) = waiting.iter_mut().find(|e| e.number == *number).and_then(|e| e.slots.get_mut(*slot)) {
-            slot.open -= part;
-        }
-        *length -= part;
-        decided -= part;
-        if *length > 0 {
-            break;
-        }
-        sources.pop_front();
-    }
-}
-
-impl Waiting {
-    /// Writes the event; its data goes back over the data lines it came from.
-    fn write(self, out: &mut Vec<u8>) {
-        let data = self.data.map(|data| with_slots(&data, &self.slots));
-        let mut parts: VecDeque<Vec<u8>> =
-            data.map(|d| d.split(|b| *b == b'\n').map(<[u8]>::to_vec).collect()).unwrap_or_default();
-        let data_lines = self.lines.iter().filter(|l| data_value(&l.content).is_some()).count();
-        let mut seen = 0;
-        for line in &self.lines {
-            let Some(value) = data_value(&line.content) else {
-                out.extend(&line.content);
-                out.extend(&line.end);
-                continue;
-            };
-            seen += 1;
-            let prefix = &line.content[..line.content.len() - value.len()];
-            let take = if seen == data_lines { parts.len() } else { parts.len().min(1) };
-            for part in parts.drain(..take) {
-                out.extend(prefix);
-                out.extend(part);
-                out.extend(&line.end);
-            }
-        }
-    }
-}
-
-fn with_slots(data: &[u8], slots: &[Slot]) -> Vec<u8> {
-    let mut out = Vec::with_capacity(data.len());
-    let mut from = 0;
-    for slot in slots {
-        out.extend(&data[from..slot.at]);
-        out.extend(&slot.content);
-        out.extend(&slot.after);
-        from = slot.at;
-    }
-    out.extend(&data[from..]);
-    out
 }
 
 /// The value of a data line, without the one space that may precede it.
