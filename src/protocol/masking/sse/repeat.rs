@@ -12,6 +12,9 @@ use crate::protocol::masking::sse::{Continued, LINE_COST, MAX_CONTINUED, MAX_HEL
 /// Most frames that are remembered: a stream of several choices has one for each.
 const MOST: usize = 4;
 
+/// Longest event that leaves one.
+const LONGEST: usize = 16 << 10;
+
 /// An event without the text of its one delta. The mask changes nothing in it, it ends no string, and what it says of the
 /// delta's place holds for every event that has it.
 pub(super) struct Frame {
@@ -29,7 +32,8 @@ impl Frame {
     pub fn of(raw: &[Line], form: &Form, text: &[u8], key: &str) -> Option<Self> {
         let Form::Lines(lines, Some(data), slots) = form else { return None };
         let [slot] = &slots[..] else { return None };
-        if !is_plain(text) || !slot.after.is_empty() {
+        let length: usize = raw.iter().map(|l| l.content.len() + l.end.len()).sum();
+        if length > LONGEST || !is_plain(text) || !slot.after.is_empty() {
             return None;
         }
         let mut before = 0;
@@ -184,6 +188,7 @@ mod tests {
             event("a").replace("{\"choices\"", "{\ndata: \"choices\""),
             event("a").replace("\"content\"", "\"content\":\"b\",\"content\""),
             event("\\n"),
+            event("a").replace("\"index\"", &format!("\"by\":\"{}\",\"index\"", "x".repeat(LONGEST))),
         ] {
             let (mut masker, mut out) = (SseMasker::new(Arc::new(rules(Strategy::Redact))), Vec::new());
             masker.push(first.as_bytes(), &mut out).expect("passes");
