@@ -289,6 +289,7 @@ fn told(report: &Report) -> String {
          decision: {} admissions name the deciding rule and policy version\n\
          approval: {} approvals were given by a person before, for exactly that request, and used once\n\
          bytes:    {} recordings hold exactly the bytes that were logged\n\
+         bodies:   {} of requests went to upstream as the client's own proof signs for them\n\
          public:   {}\n\
          not yet under the checkpoint: {}   without a whole end: {}\n",
         report.leaves,
@@ -300,6 +301,7 @@ fn told(report: &Report) -> String {
         links.decision,
         links.approval,
         links.bytes,
+        report.signed_bodies,
         public(&report.public),
         report.staged,
         report.incomplete,

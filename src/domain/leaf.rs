@@ -187,6 +187,9 @@ pub struct Admission {
     /// The grant of exact operations that a use was taken of.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub used: Option<Sha256>,
+    /// SHA-256 of the request's whole body, where the proof signs for it and upstream gets no other.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub body_sha256: Option<Sha256>,
 }
 
 /// See [`Event::PublicAdmission`].
@@ -280,17 +283,19 @@ pub struct Opened {
     pub spiffe_id: Option<SpiffeId>,
     /// Whether its bytes are recorded.
     pub recorded: bool,
+    /// The body that its proof signs for.
+    pub body_sha256: Option<Sha256>,
 }
 
 impl Event {
     /// The exchange that this event opens.
     pub fn opens(&self) -> Option<Opened> {
-        let (request_id, spiffe_id, recorded) = match self {
-            Self::Admission(a) => (&a.request_id, Some(a.spiffe_id.clone()), a.recorded),
-            Self::PublicAdmission(a) => (&a.request_id, None, a.recorded),
+        let (request_id, spiffe_id, recorded, body_sha256) = match self {
+            Self::Admission(a) => (&a.request_id, Some(a.spiffe_id.clone()), a.recorded, a.body_sha256),
+            Self::PublicAdmission(a) => (&a.request_id, None, a.recorded, None),
             _ => return None,
         };
-        Some(Opened { request_id: request_id.clone(), spiffe_id, recorded })
+        Some(Opened { request_id: request_id.clone(), spiffe_id, recorded, body_sha256 })
     }
 
     /// The commitments of this event by the names of their openings. Each must have its opening beside the log.

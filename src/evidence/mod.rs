@@ -1,5 +1,6 @@
 //! The evidence plane: a durable Merkle log, recordings, and what auditors do with both.
 
+pub mod chain;
 pub mod export;
 pub mod files;
 pub mod publish;

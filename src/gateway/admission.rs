@@ -2,11 +2,13 @@
 
 use std::collections::BTreeMap;
 
-use crate::domain::digest::Opening;
+use crate::domain::digest::{Opening, Sha256};
 use crate::domain::leaf::{Admission, Event, Leaf, PublicAdmission, Staged};
 use crate::domain::time::Timestamp;
 use crate::gateway::approve::Permit;
+use crate::gateway::authenticate::Caller;
 use crate::gateway::carry::Carry;
+use crate::protocol::dpop::SignedBody;
 use crate::store::entropy;
 
 /// The entry of a request that is admitted, with what opens its commitments.
@@ -52,8 +54,19 @@ pub(super) fn admission(carry: &Carry<'_>, permit: &Permit, recorded: bool, now:
                 approval: permit.consumed().cloned(),
                 recorded,
                 used: permit.used(),
+                body_sha256: signed_body(carry, caller),
             })
         }
     };
     Staged { leaf: Leaf { time: now, event }, openings }
+}
+
+/// The body that the proof signs for, if it was read whole, and so held against it, and goes to upstream as it is.
+fn signed_body(carry: &Carry<'_>, caller: &Caller) -> Option<Sha256> {
+    let masked = carry.route.mask.as_ref().is_some_and(|m| m.requests);
+    let messages = carry.request.handshake.is_some();
+    match caller.signed_body {
+        SignedBody::Exactly(body) if carry.body.is_some() && !masked && !messages => Some(body),
+        _ => None,
+    }
 }

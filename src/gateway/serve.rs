@@ -222,9 +222,7 @@ impl Gateway {
         if route.content_digest || (caller.signed_body.is_claimed() && self.is_short(&body)) {
             body = self.held(body).await?;
         }
-        if let Some(held) = bytes_of(&body) {
-            caller.signed_body.check(held, route.content_digest).map_err(bad_proof)?;
-        }
+        signed_for(caller, route, &body)?;
         let matched = matched(rules, route, request, bytes_of(&body))?;
         *operation = Some(matched.operation.name.clone());
         opens(rules, request, &matched)?;
@@ -232,6 +230,7 @@ impl Gateway {
         let verdict = authorize::decide(&rules.policy, caller, &intent)?;
         if matches!(verdict.decision, Decision::AllowWithApproval(_)) {
             body = self.held(body).await?;
+            signed_for(caller, route, &body)?;
         }
         let held = bytes_of(&body).cloned();
         let injected = injected(route).await?;
@@ -287,6 +286,12 @@ pub(super) fn bytes_of(body: &Outgoing) -> Option<&Bytes> {
         Outgoing::Held(bytes) => Some(bytes),
         Outgoing::Streaming(_) => None,
     }
+}
+
+/// Holds a body that is read whole against what its proof says of it.
+fn signed_for(caller: &Caller, route: &Route, body: &Outgoing) -> Result<(), Refusal> {
+    let Some(held) = bytes_of(body) else { return Ok(()) };
+    caller.signed_body.check(held, route.content_digest).map_err(bad_proof)
 }
 
 /// The operation of a request, by what is known of it; `body` where it was read.

@@ -9,10 +9,11 @@ use popgate::net::tls::{self, ClientTrust, ServerIdentity, Versions};
 use popgate::protocol::svid::X509Svid;
 use popgate::store::clock::SystemClock;
 use serde_json::json;
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpListener;
 
 use crate::protocols::{operation, route};
-use crate::world::{BOB, HandMade, Service, Upstream, key_of, respond};
+use crate::world::{BOB, HandMade, Service, Upstream, key_of, respond, stdout};
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_proof_that_signs_for_another_body_is_refused() {
@@ -267,4 +268,34 @@ async fn who_signs_for_a_body_is_held_to_it_on_any_route() {
         assert_eq!(response.status().as_u16(), status, "signed {signed}, sent {sent}");
     }
     assert_eq!(upstream.count(), 2);
+    let report = service.verify().await;
+    assert!(stdout(&report).contains("\"signed_bodies\":1"), "{}", stdout(&report));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_is_held_for_an_approval_is_what_was_signed_for_whatever_length_it_told() {
+    let upstream = Upstream::start().await;
+    let routes = route("p", "/p", &format!("url = \"http://{}\"", upstream.address), "")
+        + &operation("x.post", "POST /p/**", "")
+        + &operation("x.get", "GET /p/**", "");
+    let held = r#"@id("held") @approval("1 of security") permit (principal in Group::"solvers", action == Action::"x.post", resource);"#;
+    let service = Service::start_routes(&routes, &["x.get"], &[("held.cedar", held)]).await;
+    let solver = service.solver().await;
+    let url = service.url("gateway", "/p/x");
+    let token = solver.token(&url).await;
+    assert_eq!(solver.get(&url).await.status, 200, "learns the nonce");
+    for (signed, status) in [("{\"n\":2}", "401 "), ("{\"n\":1}", "202 ")] {
+        let proof = solver.session.prove_body("POST", &url, Some(&token), Some(signed.as_bytes()));
+        let mut stream = service.raw(&solver, b"http/1.1").await;
+        let host = service.addresses["gateway"].trim_start_matches("https://");
+        let request = format!(
+            "POST /p/x HTTP/1.1\r\nhost: {host}\r\nauthorization: DPoP {}\r\ndpop: {proof}\r\nprefer: wait=0\r\ncontent-type: application/json\r\ntransfer-encoding: chunked\r\nconnection: close\r\n\r\n7\r\n{{\"n\":1}}\r\n0\r\n\r\n",
+            token.expose()
+        );
+        stream.write_all(request.as_bytes()).await.expect("writes");
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).await.expect("reads");
+        assert!(answer.starts_with(&format!("HTTP/1.1 {status}")), "signed {signed}: {answer}");
+    }
+    assert_eq!(upstream.count(), 1);
 }
