@@ -12,15 +12,16 @@ pub enum Ended {
     Choices(Vec<u64>),
 }
 
+/// Whether an event must be read to know which choices it ends.
+pub fn may_end_choices(data: &[u8]) -> bool {
+    memchr::memmem::find(data, b"finish_reason").is_some()
+}
+
 /// What an event ends: all at `[DONE]`, and each choice that has a reason to finish.
-pub fn ends_choices(data: &[u8]) -> Ended {
+pub fn ends_choices(data: &[u8], document: &Value) -> Ended {
     if data == b"[DONE]" {
         return Ended::All;
     }
-    if memchr::memmem::find(data, b"finish_reason").is_none() {
-        return Ended::Choices(Vec::new());
-    }
-    let document: Value = serde_json::from_slice(data).unwrap_or(Value::Null);
     let choices = document["choices"].as_array().map(Vec::as_slice).unwrap_or_default();
     let finished = choices.iter().enumerate().filter(|(_, c)| c["finish_reason"].is_string());
     Ended::Choices(finished.map(|(position, c)| c["index"].as_u64().unwrap_or(position as u64)).collect())

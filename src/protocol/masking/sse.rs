@@ -14,7 +14,7 @@ use std::sync::Arc;
 use serde_json::Value;
 
 use crate::protocol::masking::Blocked;
-use crate::protocol::masking::choices::{Ended, ends_choices, stable_key};
+use crate::protocol::masking::choices::{Ended, ends_choices, may_end_choices, stable_key};
 use crate::protocol::masking::detect::Piece;
 use crate::protocol::masking::json::{DeltaString, JsonMasker};
 use crate::protocol::masking::logical::{StringScan, Written};
@@ -179,14 +179,15 @@ impl SseMasker {
             self.waiting.release(out);
             return Ok(());
         };
-        let ended = ends_choices(&joined);
         let (data, deltas) = self.mask_data(&joined)?;
-        // Which string goes on is read from the whole event; one that cannot be read would be joined to another.
-        let document = if deltas.is_empty() {
-            Value::Null
-        } else {
-            serde_json::from_slice(&joined).map_err(|_| Blocked::Malformed)?
+        let asked = !deltas.is_empty() || may_end_choices(&joined);
+        let document = match asked.then(|| serde_json::from_slice(&joined)) {
+            Some(Ok(document)) => document,
+            // Which string goes on is read from the whole event; one that cannot be read would be joined to another.
+            Some(Err(_)) if !deltas.is_empty() => return Err(Blocked::Malformed),
+            _ => Value::Null,
         };
+        let ended = ends_choices(&joined, &document);
         let (slots, texts): (Vec<Slot>, Vec<(String, Written)>) = deltas
             .into_iter()
             .map(|delta| {
