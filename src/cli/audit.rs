@@ -289,7 +289,7 @@ fn told(report: &Report) -> String {
          decision: {} admissions name the deciding rule and policy version\n\
          approval: {} approvals were given by a person before, for exactly that request, and used once\n\
          bytes:    {} recordings hold exactly the bytes that were logged\n\
-         bodies:   {} of requests went to upstream as the client's own proof signs for them\n\
+         bodies:   {} of requests went to upstream as the client's own proof signs for them; {} in part, masked or not at all\n\
          public:   {}\n\
          not yet under the checkpoint: {}   without a whole end: {}\n",
         report.leaves,
@@ -302,6 +302,7 @@ fn told(report: &Report) -> String {
         links.approval,
         links.bytes,
         report.signed_bodies,
+        report.signed_otherwise,
         public(&report.public),
         report.staged,
         report.incomplete,

@@ -64,7 +64,8 @@ pub(super) struct Chain {
     decided: HashMap<String, ApprovalState>,
     consumed: HashSet<String>,
     proofs: HashSet<Sha256>,
-    open: HashMap<String, Opened>,
+    /// Exchanges without an end so far, and what their proofs say of their bodies.
+    open: HashMap<String, (Opened, SignedBody)>,
     /// What lies in the segments.
     recordings: HashMap<RecordingId, Tally>,
     /// What was proved so far.
@@ -73,6 +74,8 @@ pub(super) struct Chain {
     pub public: BTreeMap<String, u64>,
     /// Bodies that a proof signs for.
     pub signed_bodies: u64,
+    /// Bodies of which a part went out, or another.
+    pub signed_otherwise: u64,
     /// Exchanges that ended without their recording.
     cut: u64,
 }
@@ -191,7 +194,7 @@ impl Chain {
             }
             self.links.approval += 1;
         }
-        self.opened(&entry.leaf.event)
+        self.opened(&entry.leaf.event, signed)
     }
 
     /// Of a public route there is nobody to prove; that it was admitted and how it ended is held like any other.
@@ -200,12 +203,12 @@ impl Chain {
             return Err("admitted without a policy version".into());
         }
         *self.public.entry(admission.route.clone()).or_default() += 1;
-        self.opened(event)
+        self.opened(event, SignedBody::Any)
     }
 
-    fn opened(&mut self, event: &Event) -> Result<(), String> {
+    fn opened(&mut self, event: &Event, signed: SignedBody) -> Result<(), String> {
         let Some(opened) = event.opens() else { return Ok(()) };
-        match self.open.insert(opened.request_id.clone(), opened) {
+        match self.open.insert(opened.request_id.clone(), (opened, signed)) {
             None => Ok(()),
             Some(_) => Err("one request was admitted twice".into()),
         }
@@ -240,7 +243,7 @@ impl Chain {
     }
 
     fn completion(&mut self, completion: &Completion) -> Result<(), String> {
-        let admission = self
+        let (admission, signed) = self
             .open
             .remove(&completion.request_id)
             .ok_or("an exchange ended that was never admitted, or ended twice")?;
@@ -248,12 +251,13 @@ impl Chain {
         if admission.spiffe_id != completion.spiffe_id {
             return Err("an exchange ended as another workload's".into());
         }
-        match admission.body_sha256 {
-            Some(body) if body == completion.request_sha256 => self.signed_bodies += 1,
-            // Nothing of it went out.
-            Some(_) if completion.request_bytes == 0 => {}
-            Some(_) => return Err("another body went to upstream than the proof signs for".into()),
-            None => {}
+        let nothing = completion.request_bytes == 0 && completion.request_sha256 == Sha256::of(b"");
+        match (admission.body_sha256, signed) {
+            (_, SignedBody::Exactly(body)) if body == completion.request_sha256 => self.signed_bodies += 1,
+            // One that was read whole before goes out whole, or nothing of it does.
+            (Some(_), _) if !nothing => return Err("another body went to upstream than the proof signs for".into()),
+            (_, SignedBody::Any) => {}
+            _ => self.signed_otherwise += 1,
         }
         let Some(digest) = completion.recording_sha256 else {
             return match (admission.recorded, completion.ended.as_str()) {
@@ -270,6 +274,12 @@ impl Chain {
         let recording = recording.ok_or_else(|| format!("the recording of {} is missing", completion.request_id))?;
         if recording.digest() != digest {
             return Err(format!("the recording of {} was changed", completion.request_id));
+        }
+        if nothing && completion.ended != CRASH && recording.request_bytes() > 0 {
+            return Err(format!(
+                "the recording of {} holds a request's body, and the log has none",
+                completion.request_id
+            ));
         }
         if recording.response() != (completion.response_sha256, completion.response_bytes) {
             return Err(format!("the recording of {} holds another response", completion.request_id));

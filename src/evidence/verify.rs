@@ -35,6 +35,8 @@ pub struct Report {
     pub public: BTreeMap<String, u64>,
     /// Requests whose body the client's own proof signs for, as it went to upstream.
     pub signed_bodies: u64,
+    /// Requests whose proof signs for a body that went out in part, masked, past another edge or not at all.
+    pub signed_otherwise: u64,
     /// Exchanges without an end or a whole recording: the service was stopped hard, or its disk was full.
     pub incomplete: u64,
 }
@@ -98,6 +100,7 @@ pub fn verify(reader: &LogReader, anchors: &Anchors<'_>) -> Result<Report, Verif
 
         staged: reader.staged(checkpoint.size).len() as u64,
         signed_bodies: chain.signed_bodies,
+        signed_otherwise: chain.signed_otherwise,
         incomplete: chain.incomplete(),
         links: chain.links,
         public: chain.public,

@@ -21,11 +21,13 @@ use crate::gateway::header_rules::HeaderRules;
 use crate::gateway::record::Exchange;
 use crate::gateway::routes::Route;
 use crate::gateway::serve::Gateway;
+use crate::gateway::signed::Signed;
 use crate::gateway::upstream::Unsent;
 use crate::gateway::upstream::config::Protocol;
 use crate::gateway::upstream::endpoint::Place;
 use crate::gateway::{headers, interim};
 use crate::net::body::{AnyBody, BoxError};
+use crate::protocol::dpop::SignedBody;
 use crate::protocol::masking::{Blocked, Masker};
 use crate::protocol::txn_token::{self, request_digest};
 
@@ -189,14 +191,28 @@ impl Outgoing {
         }
     }
 
-    fn recorded(self, route: &Route, exchange: &Exchange, masker: Option<Masker>) -> AnyBody {
+    /// The body as it goes: held to the digest that its proof signs for, masked, recorded.
+    fn recorded(self, carry: &Carry<'_>, exchange: &Exchange, masker: Option<Masker>) -> AnyBody {
+        let route = carry.route;
         let (exchange, trailers) = (exchange.clone(), TrailerRules::of(route));
+        let signed = match carry.caller.map(|c| c.signed_body) {
+            Some(SignedBody::Exactly(wanted)) => Some(wanted),
+            _ => None,
+        };
         if self.is_empty() {
             // Nothing is recorded of it, so nothing can fail.
             let _ = exchange.request_end();
         }
         match (self, masker) {
             (Self::Held(bytes), None) => Recorded { body: Full::new(bytes), exchange, trailers }.boxed_unsync(),
+            (Self::Streaming(body), masker) if let Some(wanted) = signed => {
+                let other = exchange.clone();
+                let body = Signed::new(body, wanted, move || other.request_unsigned());
+                match masker {
+                    None => Recorded { body, exchange, trailers }.boxed_unsync(),
+                    masker => Recorded { body: Masked { body, masker }, exchange, trailers }.boxed_unsync(),
+                }
+            }
             (Self::Streaming(body), None) => Recorded { body, exchange, trailers }.boxed_unsync(),
             (Self::Held(bytes), masker) => {
                 Recorded { body: Masked { body: Full::new(bytes), masker }, exchange, trailers }.boxed_unsync()
@@ -243,7 +259,7 @@ impl Gateway {
         let (head, ()) = request.into_parts();
         drop(permit);
         let masker = request_masker(carry, &body)?;
-        let body = body.recorded(carry.route, exchange, masker);
+        let body = body.recorded(carry, exchange, masker);
         let blameless = || exchange.request_fault().is_some();
         let sending = upstream.send(&head, &target, body, &blameless);
         let answered = tokio::select! {

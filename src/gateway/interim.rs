@@ -30,7 +30,7 @@ pub fn pass_on<B>(request: &mut Request<B>, carry: &Carry<'_>, exchange: &Exchan
         interim: interim.clone(),
         exchange: exchange.clone(),
         masked: carry.route.mask.is_some() || secret.is_some(),
-        mask: mask::rules(carry.route, secret.as_deref().map(Vec::as_slice)),
+        mask: carry.route.mask.clone(),
         secret,
         rules: carry.route.response_headers.clone(),
     };
@@ -43,9 +43,13 @@ impl Passing {
             // The client's own expectation was answered here, and nobody asked for another protocol.
             return;
         }
-        let mut shown = headers::towards_client(sent, self.masked, self.secret.as_deref().map(Vec::as_slice));
-        if let Some(rules) = &self.mask {
-            mask::headers(rules, &mut shown);
+        if !self.interim.is_open() {
+            return;
+        }
+        let secret = self.secret.as_deref().map(Vec::as_slice);
+        let mut shown = headers::towards_client(sent, self.masked, secret);
+        if let Some(rules) = mask::with_secret(self.mask.as_ref(), secret) {
+            mask::headers(&rules, &mut shown);
         }
         // What the route sets is the final answer's.
         self.rules.strip(&mut shown);

@@ -180,15 +180,15 @@ fn refused(held: Held<Refusal>) -> Cut {
 
 /// The mask of a route, with the injected credential among its exact values.
 pub fn rules(route: &Route, secret: Option<&[u8]>) -> Option<Arc<MaskRules>> {
-    match (&route.mask, secret) {
-        (None, None) => None,
-        (Some(rules), None) => Some(rules.clone()),
-        (rules, Some(secret)) => {
-            let mut rules = rules.as_ref().map_or_else(|| MaskRules::detecting(&[]), |r| MaskRules::clone(r));
-            rules.exact.push(secret.to_vec());
-            Some(Arc::new(rules))
-        }
-    }
+    with_secret(route.mask.as_ref(), secret)
+}
+
+/// A mask with a credential among its exact values.
+pub fn with_secret(mask: Option<&Arc<MaskRules>>, secret: Option<&[u8]>) -> Option<Arc<MaskRules>> {
+    let Some(secret) = secret else { return mask.cloned() };
+    let mut rules = mask.map_or_else(|| MaskRules::detecting(&[]), |rules| MaskRules::clone(rules));
+    rules.exact.push(secret.to_vec());
+    Some(Arc::new(rules))
 }
 
 /// Decides by the route's rules and the response's head; `secret` is the injected credential, which must not come back.

@@ -30,6 +30,7 @@ pub mod read;
 pub mod record;
 pub mod routes;
 pub mod serve;
+mod signed;
 pub mod tokens;
 pub mod trace;
 pub mod upstream;

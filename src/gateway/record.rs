@@ -22,6 +22,7 @@ use crate::gateway::outlive::Outlive;
 use crate::gateway::read::Incoming;
 use crate::gateway::serve::Gateway;
 use crate::gateway::trace::{End, Phase};
+use crate::protocol::dpop::ProofError;
 use crate::protocol::masking::{self, Counts, MaskRules, Masker};
 use crate::protocol::transcript::Head;
 use crate::store::evidence::Recording;
@@ -65,6 +66,7 @@ struct Inner {
 #[derive(Clone, Copy)]
 enum RequestFault {
     Broke,
+    Unsigned,
     Unrecorded,
 }
 
@@ -127,6 +129,11 @@ impl Gateway {
         });
         Ok(opening.await?)
     }
+}
+
+fn unsigned() -> Refusal {
+    let error = ProofError::ContentDigest;
+    Refusal::unauthorized(error.oauth(), format!("{error}; upstream may have begun"))
 }
 
 fn unrecorded(request_id: &str, error: &Unavailable) {
@@ -235,7 +242,13 @@ impl Exchange {
 
     /// The client's body is malformed, or the client went.
     pub fn request_broke(&self) {
-        self.lock().fault = Some(RequestFault::Broke);
+        // Why it breaks off may be known already.
+        self.lock().fault.get_or_insert(RequestFault::Broke);
+    }
+
+    /// The client's body is not the one that its proof signs for, so its last piece does not pass.
+    pub fn request_unsigned(&self) {
+        self.lock().fault = Some(RequestFault::Unsigned);
     }
 
     /// A piece of the request's body could not be recorded, and so does not pass.
@@ -247,6 +260,7 @@ impl Exchange {
     pub fn request_fault(&self) -> Option<Refusal> {
         Some(match self.lock().fault? {
             RequestFault::Broke => Refusal::new(400, "body", "the request's body is malformed or broke off"),
+            RequestFault::Unsigned => unsigned(),
             RequestFault::Unrecorded => Refusal::new(
                 503,
                 "unrecorded",
@@ -296,7 +310,11 @@ impl Exchange {
 
     /// An interim answer is about to go to the client.
     pub fn interim_head(&self, status: StatusCode, headers: &HeaderMap) -> Result<(), Unavailable> {
-        self.lock().head(FrameKind::InterimHead, status.as_u16().to_string(), headers)
+        let mut inner = self.lock();
+        if inner.sealed {
+            return Err(Unavailable::new("the recorder", "the exchange has ended"));
+        }
+        inner.head(FrameKind::InterimHead, status.as_u16().to_string(), headers)
     }
 
     /// What the client reads instead of an answer of upstream's.

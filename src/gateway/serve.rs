@@ -33,7 +33,7 @@ use crate::gateway::trace::{Phase, Trace};
 use crate::net::body::{self, AnyBody, ReadError};
 use crate::net::listener::{Peer, Serve};
 use crate::net::tls::OwnTls;
-use crate::protocol::dpop::Window;
+use crate::protocol::dpop::{ProofError, SignedBody, Window};
 use crate::protocol::htu::Origin;
 use crate::protocol::jws::SigningKey;
 use crate::protocol::nonce::NonceKey;
@@ -288,10 +288,13 @@ pub(super) fn bytes_of(body: &Outgoing) -> Option<&Bytes> {
     }
 }
 
-/// Holds a body that is read whole against what its proof says of it.
+/// Holds a body that is read whole against what its proof says of it. Another is held to it as it goes.
 fn signed_for(caller: &Caller, route: &Route, body: &Outgoing) -> Result<(), Refusal> {
-    let Some(held) = bytes_of(body) else { return Ok(()) };
-    caller.signed_body.check(held, route.content_digest).map_err(bad_proof)
+    match (bytes_of(body), caller.signed_body) {
+        (Some(held), signed) => signed.check(held, route.content_digest).map_err(bad_proof),
+        (None, SignedBody::Unreadable) => Err(bad_proof(ProofError::ContentDigest)),
+        (None, _) => Ok(()),
+    }
 }
 
 /// The operation of a request, by what is known of it; `body` where it was read.

@@ -59,11 +59,25 @@ impl Desk {
 }
 
 impl Interim {
+    /// Whether another one may still be sent.
+    pub fn is_open(&self) -> bool {
+        let state = self.desk.lock();
+        state.awaited && state.last == self.request && state.left > 0
+    }
+
     /// Sends one, unless the final answer is there, or they are too many. What `record` does not take is not sent.
     pub fn send(&self, status: StatusCode, headers: &HeaderMap, record: impl FnOnce() -> bool) {
         let message = written(status, headers);
         let mut state = self.desk.lock();
-        if !state.awaited || state.last != self.request || message.len() > state.left || !record() {
+        if !state.awaited || state.last != self.request {
+            return;
+        }
+        if message.len() > state.left {
+            // No more of them: what comes is not looked at again.
+            state.left = 0;
+            return;
+        }
+        if !record() {
             return;
         }
         state.left -= message.len();
@@ -303,7 +317,7 @@ mod tests {
             });
         }
         assert_eq!(recorded, 1, "the second would be beyond {MOST} bytes");
-        assert!(desk.lock().waiting.len() <= MOST);
+        assert!(desk.lock().waiting.len() <= MOST && !interim.is_open());
     }
 
     #[tokio::test]

@@ -144,6 +144,7 @@ pub struct Tally {
     digest: Hasher,
     response: Hasher,
     response_bytes: u64,
+    request_bytes: u64,
     next: u32,
     broken: bool,
 }
@@ -161,12 +162,20 @@ impl Tally {
             self.response.update(record.payload);
             self.response_bytes += record.payload.len() as u64;
         }
+        if record.kind == FrameKind::RequestBody {
+            self.request_bytes += record.payload.len() as u64;
+        }
         true
     }
 
     /// The digest of its frames.
     pub fn digest(&self) -> Sha256 {
         self.digest.so_far()
+    }
+
+    /// Length of the request's body, as it was recorded.
+    pub const fn request_bytes(&self) -> u64 {
+        self.request_bytes
     }
 
     /// Digest and length of the response's body.

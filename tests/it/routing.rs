@@ -5,6 +5,7 @@ use std::sync::Arc;
 use http::{HeaderMap, Method};
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use popgate::client::session::Call;
+use popgate::domain::secret::AccessToken;
 use popgate::net::tls::{self, ClientTrust, ServerIdentity, Versions};
 use popgate::protocol::svid::X509Svid;
 use popgate::store::clock::SystemClock;
@@ -13,7 +14,7 @@ use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpListener;
 
 use crate::protocols::{operation, route};
-use crate::world::{BOB, HandMade, Service, Upstream, key_of, respond, stdout};
+use crate::world::{BOB, Client, HandMade, Service, Upstream, key_of, respond, stdout};
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_proof_that_signs_for_another_body_is_refused() {
@@ -268,8 +269,42 @@ async fn who_signs_for_a_body_is_held_to_it_on_any_route() {
         assert_eq!(response.status().as_u16(), status, "signed {signed}, sent {sent}");
     }
     assert_eq!(upstream.count(), 2);
+    // Of unknown length, and of one that nobody holds: the last of it does not go out.
+    for length in [7, 3 << 20] {
+        let body = " ".repeat(length - 7) + "{\"n\":1}";
+        for (signed, status) in [("another", "401 "), (body.as_str(), "200 ")] {
+            let proof = solver.session.prove_body("POST", &url, Some(&token), Some(signed.as_bytes()));
+            let answer = chunked(&service, &solver, &token, &proof, &body).await;
+            assert!(
+                answer.starts_with(&format!("HTTP/1.1 {status}")),
+                "{length} bytes, signed {:.9}: {answer}",
+                signed
+            );
+        }
+    }
+    assert_eq!(upstream.count(), 4, "upstream had no other body whole");
     let report = service.verify().await;
-    assert!(stdout(&report).contains("\"signed_bodies\":1"), "{}", stdout(&report));
+    assert!(stdout(&report).contains("\"signed_bodies\":3,\"signed_otherwise\":2"), "{}", stdout(&report));
+}
+
+/// Posts a body of unknown length to `/p/x`, and reads the answer.
+async fn chunked(service: &Service, client: &Client, token: &AccessToken, proof: &str, body: &str) -> String {
+    let host = service.addresses["gateway"].trim_start_matches("https://");
+    let head = format!(
+        "POST /p/x HTTP/1.1\r\nhost: {host}\r\nauthorization: DPoP {}\r\ndpop: {proof}\r\nprefer: wait=0\r\ncontent-type: application/json\r\ntransfer-encoding: chunked\r\nconnection: close\r\n\r\n",
+        token.expose()
+    );
+    let mut stream = service.raw(client, b"http/1.1").await;
+    stream.write_all(head.as_bytes()).await.expect("writes");
+    for chunk in body.as_bytes().chunks(16 << 10) {
+        stream.write_all(format!("{:x}\r\n", chunk.len()).as_bytes()).await.expect("writes");
+        stream.write_all(chunk).await.expect("writes");
+        stream.write_all(b"\r\n").await.expect("writes");
+    }
+    stream.write_all(b"0\r\n\r\n").await.expect("writes");
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).await.expect("reads");
+    answer
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -286,15 +321,7 @@ async fn what_is_held_for_an_approval_is_what_was_signed_for_whatever_length_it_
     assert_eq!(solver.get(&url).await.status, 200, "learns the nonce");
     for (signed, status) in [("{\"n\":2}", "401 "), ("{\"n\":1}", "202 ")] {
         let proof = solver.session.prove_body("POST", &url, Some(&token), Some(signed.as_bytes()));
-        let mut stream = service.raw(&solver, b"http/1.1").await;
-        let host = service.addresses["gateway"].trim_start_matches("https://");
-        let request = format!(
-            "POST /p/x HTTP/1.1\r\nhost: {host}\r\nauthorization: DPoP {}\r\ndpop: {proof}\r\nprefer: wait=0\r\ncontent-type: application/json\r\ntransfer-encoding: chunked\r\nconnection: close\r\n\r\n7\r\n{{\"n\":1}}\r\n0\r\n\r\n",
-            token.expose()
-        );
-        stream.write_all(request.as_bytes()).await.expect("writes");
-        let mut answer = String::new();
-        stream.read_to_string(&mut answer).await.expect("reads");
+        let answer = chunked(&service, &solver, &token, &proof, "{\"n\":1}").await;
         assert!(answer.starts_with(&format!("HTTP/1.1 {status}")), "signed {signed}: {answer}");
     }
     assert_eq!(upstream.count(), 1);

@@ -166,7 +166,7 @@ fn every_link_of_a_sound_chain_is_proved_once() {
 #[test]
 fn what_was_never_so_is_named() {
     type Change = fn(&mut Story);
-    let cases: [(&str, Change); 17] = [
+    let cases: [(&str, Change); 18] = [
         ("a certificate that was never issued to it", |s| s.issuance.serial = "18".into()),
         ("a certificate that was never issued to it", |s| {
             s.issuance.spiffe_id = "spiffe://example.org/other".parse().expect("an id");
@@ -182,6 +182,9 @@ fn what_was_never_so_is_named() {
         ("the opening of target was changed", |s| s.target = commit("/v1/other")),
         ("another body than the proof signs for", |s| s.admission.body_sha256 = Some(Sha256::of(b"{}"))),
         ("another body went to upstream", |s| s.completion.request_sha256 = Sha256::of(b"{}")),
+        ("another body went to upstream", |s| {
+            (s.completion.request_bytes, s.completion.request_sha256) = (0, Sha256::of(b"{}"));
+        }),
         ("without a deciding rule", |s| s.admission.rules.clear()),
         ("was approved by nobody", |s| s.approved.person = None),
         ("was not given before, for this request", |s| s.approved.request_sha256 = Sha256::of(b"another")),
@@ -217,5 +220,18 @@ fn a_body_that_did_not_go_out_is_no_other_body() {
     let mut story = Story::new(&signer());
     (story.completion.request_bytes, story.completion.request_sha256) = (0, Sha256::of(b""));
     story.completion.ended = "upstream".into();
-    assert_eq!(read(&story.entries()).expect("holds").signed_bodies, 0);
+    let chain = read(&story.entries()).expect("holds");
+    assert_eq!((chain.signed_bodies, chain.signed_otherwise), (0, 1));
+}
+
+#[test]
+fn a_body_that_streamed_counts_where_all_of_it_went_out() {
+    let key = signer();
+    for (went, counts) in [(BODY, (1, 0)), (&BODY[..5], (0, 1))] {
+        let mut story = Story::new(&key);
+        story.admission.body_sha256 = None;
+        (story.completion.request_bytes, story.completion.request_sha256) = (went.len() as u64, Sha256::of(went));
+        let chain = read(&story.entries()).expect("holds");
+        assert_eq!((chain.signed_bodies, chain.signed_otherwise), counts);
+    }
 }

@@ -172,6 +172,8 @@ impl SseMasker {
         let raw = std::mem::take(&mut self.event);
         self.held = 0;
         let joined = joined_data(&raw);
+        let masked = |counts: &Counts| counts.values().sum::<u64>();
+        let before = masked(&self.counts);
         let lines = raw.iter().map(|l| self.other_fields(l)).collect::<Result<Vec<_>, _>>()?;
         let size = lines.iter().map(|l| l.content.len() + l.end.len() + LINE_COST).sum();
         let Some(joined) = joined else {
@@ -198,6 +200,7 @@ impl SseMasker {
         let form = Form::Lines(lines, Some(data), slots);
         if let (Ended::Choices(none), [(key, text)]) = (&ended, &texts[..])
             && none.is_empty()
+            && masked(&self.counts) == before
             && let Some(frame) = Frame::of(&raw, &form, text.raw(0, text.len()), key)
         {
             self.remember(frame);

@@ -507,6 +507,18 @@ fn a_string_that_goes_on_is_never_walked_over_whatever_stands_around_it() {
 }
 
 #[test]
+fn a_line_that_is_no_data_is_a_text_of_its_own() {
+    // Read on into the next line, the first would be no card, and the second no match of the pattern.
+    let card = ": begun\n\n: 4111111111111111\n1: x\n\n";
+    assert_any_chunking(SSE, card, ": begun\n\n: [redacted:card]\n1: x\n\n");
+    let custom = with(&[], |rules| {
+        rules.custom.push(custom::Custom::pattern("id", "ID[0-9]{6}\\s?[a-z]?").expect("a pattern"));
+    });
+    let body = ": begun\n\n: ID123456\nevent: x\n\n";
+    assert_any_cut(&custom, SSE, body, ": begun\n\n: [redacted:id]\nevent: x\n\n");
+}
+
+#[test]
 fn what_is_not_clear_costs_no_more_the_longer_it_is() {
     // Each would take minutes if a walk began anew at every byte.
     let wide = " ".repeat(1 << 20);

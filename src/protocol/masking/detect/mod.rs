@@ -158,6 +158,9 @@ impl Scanner {
 
     /// Whether nothing is found in a text that nothing follows.
     pub fn is_clean(rules: &MaskRules, text: &[u8]) -> bool {
+        if ahead::is_too_short(rules, text) {
+            return true;
+        }
         let mut scanner = Self::default();
         let mut ahead = Ahead::new(rules, text, true);
         let mut i = 0;

@@ -59,6 +59,8 @@ impl SseMasker {
                 // Lines of data are joined, which may make a value of its pieces.
                 Some(_) if data.is_some() => return None,
                 Some(value) => data = Some(value),
+                // Such a line is a text of its own: with what follows it another value might be read, or none.
+                None if !Scanner::is_clean(&self.rules, &rest[at..end]) => return None,
                 None => {}
             }
             (at, lines) = (end + 1, lines + 1);
