@@ -26,7 +26,7 @@ use crate::gateway::upstream::Unsent;
 use crate::gateway::upstream::config::Protocol;
 use crate::gateway::upstream::endpoint::Place;
 use crate::gateway::{headers, interim};
-use crate::net::body::{AnyBody, BoxError};
+use crate::net::body::{AnyBody, Arriving, BoxError};
 use crate::protocol::dpop::SignedBody;
 use crate::protocol::masking::{Blocked, Masker};
 use crate::protocol::txn_token::{self, request_digest};
@@ -180,7 +180,7 @@ pub enum Outgoing {
     /// Held for a rule or an approval.
     Held(Bytes),
     /// Passed on as it comes.
-    Streaming(IncomingBody),
+    Streaming(Arriving),
 }
 
 impl Outgoing {

@@ -160,6 +160,10 @@ pub fn towards_upstream(client: &HeaderMap, masked: bool) -> HeaderMap {
 /// The headers that the client gets, before ours are added. A value that holds an injected credential goes.
 pub fn towards_client(upstream: &HeaderMap, masked: bool, secret: Option<&[u8]>) -> HeaderMap {
     let mut headers = upstream.clone();
+    if headers.contains_key(header::TRANSFER_ENCODING) {
+        // Its chunks were read, whatever length it told besides (RFC 9112 section 6.3).
+        headers.remove(header::CONTENT_LENGTH);
+    }
     remove_hop(&mut headers);
     let ours: Vec<HeaderName> = headers.keys().filter(|n| is_ours(n.as_str())).cloned().collect();
     for name in ours {
@@ -259,6 +263,13 @@ mod tests {
             headers.append(n.parse::<HeaderName>().expect("name"), v.parse().expect("value"));
         }
         headers
+    }
+
+    #[test]
+    fn a_length_beside_chunks_is_not_the_answers() {
+        let both = map(&[("content-length", "5"), ("transfer-encoding", "chunked"), ("etag", "e")]);
+        assert_eq!(towards_client(&both, false, None).keys().collect::<Vec<_>>(), ["etag"]);
+        assert!(towards_client(&map(&[("content-length", "5")]), false, None).contains_key("content-length"));
     }
 
     #[test]

@@ -4,7 +4,6 @@
 use std::sync::Arc;
 
 use http::Response;
-use hyper::body::Incoming as IncomingBody;
 
 use crate::domain::refusal::Refusal;
 use crate::gateway::approve::Permit;
@@ -15,7 +14,7 @@ use crate::gateway::read::Incoming;
 use crate::gateway::routes::{Route, Rules};
 use crate::gateway::serve::{Gateway, bytes_of, injected, matched, opens};
 use crate::gateway::trace::Phase;
-use crate::net::body::AnyBody;
+use crate::net::body::{AnyBody, Arriving};
 
 impl Gateway {
     /// Answers a request of a public route.
@@ -24,7 +23,7 @@ impl Gateway {
         rules: &Rules,
         route: &Route,
         request: &Arc<Incoming>,
-        body: IncomingBody,
+        body: Arriving,
     ) -> Response<AnyBody> {
         match self.carry_publicly(rules, route, request, body).await {
             Ok(response) => response,
@@ -37,7 +36,7 @@ impl Gateway {
         rules: &Rules,
         route: &Route,
         request: &Arc<Incoming>,
-        body: IncomingBody,
+        body: Arriving,
     ) -> Result<Response<AnyBody>, Refusal> {
         authenticate::without_token(request.query())?;
         let body = self.judged_body(route, request, body).await?;

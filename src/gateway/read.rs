@@ -11,6 +11,7 @@ use crate::domain::refusal::Refusal;
 use crate::gateway::serve::Gateway;
 use crate::gateway::trace::Trace;
 use crate::gateway::websocket::handshake::Handshake;
+use crate::net::body::Arriving;
 use crate::protocol::htu::{CanonicalPath, Origin};
 
 /// A request whose target has one reading.
@@ -56,9 +57,10 @@ impl Gateway {
         mut request: Request<IncomingBody>,
         request_id: &str,
         trace: &Arc<Trace>,
-    ) -> Result<(Incoming, IncomingBody), Refusal> {
+    ) -> Result<(Incoming, Arriving), Refusal> {
         let upgrade = request.extensions_mut().remove::<OnUpgrade>();
         let (head, body) = request.into_parts();
+        let body = Arriving::new(body, &head.headers);
         Ok((self.read_head(head, upgrade, request_id, trace)?, body))
     }
 

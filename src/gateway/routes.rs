@@ -219,11 +219,7 @@ fn route(
     let descriptors = config.descriptors.as_ref().map(|file| Descriptors::read(&sources.base.join(file)));
     let descriptors = descriptors.transpose().map_err(|e| bad(format!("descriptors: {e}")))?;
     let inject = config.inject.as_ref().map(|i| Inject::new(i, sources.base).map_err(bad)).transpose()?;
-    let operations = config
-        .operations
-        .iter()
-        .map(|o| operation(o).map_err(|e| bad(format!("operation {:?}: {e}", o.name))))
-        .collect::<Result<Vec<_>, _>>()?;
+    let operations = operations(config).map_err(bad)?;
     if config.upstream.protocol == Protocol::Http2 && operations.iter().any(|o| o.websocket != WebSocket::Off) {
         return Err(bad("a WebSocket goes upstream over HTTP/1.1: upstream.protocol must be auto or http1".into()));
     }
@@ -279,8 +275,19 @@ fn check_public(config: &RouteConfig, operations: &[Operation]) -> Result<(), St
     }
 }
 
+fn operations(config: &RouteConfig) -> Result<Vec<Operation>, String> {
+    if config.operations.is_empty() {
+        return Err("it has no [[route.operation]], so every request would be refused: list what may be asked".into());
+    }
+    let named = |o: &OperationConfig| operation(o).map_err(|e| format!("operation {:?}: {e}", o.name));
+    config.operations.iter().map(named).collect()
+}
+
 fn operation(config: &OperationConfig) -> Result<Operation, String> {
     let (method, path) = config.matcher.split_once(' ').ok_or("match has the form \"METHOD /path\"")?;
+    if method.is_empty() || !method.bytes().all(|b| b.is_ascii_uppercase() || b == b'-') {
+        return Err(format!("match: {method:?} is no method, which are in capitals, as in \"GET /path\""));
+    }
     let path = Template::parse(path).map_err(|e| format!("match: {e}"))?;
     let object = Template::parse(&config.object).map_err(|e| format!("object: {e}"))?;
     let body = config

@@ -30,7 +30,7 @@ use crate::gateway::read::Incoming;
 use crate::gateway::routes::{Route, Rules};
 use crate::gateway::tokens::Caches;
 use crate::gateway::trace::{Phase, Trace};
-use crate::net::body::{self, AnyBody, ReadError};
+use crate::net::body::{self, AnyBody, Arriving, ReadError};
 use crate::net::listener::{Peer, Serve};
 use crate::net::tls::OwnTls;
 use crate::protocol::dpop::{ProofError, SignedBody, Window};
@@ -152,7 +152,7 @@ impl Gateway {
         rules: &Rules,
         route: Option<&Route>,
         request: Incoming,
-        body: IncomingBody,
+        body: Arriving,
     ) -> Response<AnyBody> {
         match self.authenticate(peer, &request, &demand(route)).await {
             Err(unproved) => self.refuse(&request.id, request.path.as_str(), unproved).await,
@@ -169,7 +169,7 @@ impl Gateway {
         rules: &Rules,
         route: Option<&Route>,
         request: &Arc<Incoming>,
-        body: IncomingBody,
+        body: Arriving,
         caller: &Arc<Caller>,
     ) -> Response<AnyBody> {
         let Some(route) = route else {
@@ -187,7 +187,7 @@ impl Gateway {
         &self,
         route: &Route,
         request: &Incoming,
-        body: IncomingBody,
+        body: Arriving,
     ) -> Result<Outgoing, Refusal> {
         let headers = &request.head.headers;
         let body = Outgoing::Streaming(body);
@@ -213,7 +213,7 @@ impl Gateway {
         rules: &Rules,
         route: &Route,
         request: &Arc<Incoming>,
-        body: IncomingBody,
+        body: Arriving,
         caller: &Arc<Caller>,
         operation: &mut Option<String>,
     ) -> Result<Response<AnyBody>, Refusal> {
@@ -269,16 +269,22 @@ impl Gateway {
     async fn held(&self, body: Outgoing) -> Result<Outgoing, Refusal> {
         match body {
             Outgoing::Held(bytes) => Ok(Outgoing::Held(bytes)),
+            // One that says itself that it is too long is not asked for: its client may wait to be told to go on.
+            Outgoing::Streaming(body) if body.size_hint().lower() > self.held_body as u64 => {
+                Err(too_long(ReadError::TooLong(self.held_body)))
+            }
             Outgoing::Streaming(body) => match body::read(body, self.held_body).await {
                 Ok(bytes) => Ok(Outgoing::Held(bytes)),
-                Err(e @ ReadError::TooLong(_)) => {
-                    Err(Refusal::new(413, "body", format!("{e}, and a rule must read all of it")))
-                }
+                Err(e @ ReadError::TooLong(_)) => Err(too_long(e)),
                 Err(e @ ReadError::Slow(_)) => Err(Refusal::new(408, "body", e.to_string())),
                 Err(e @ ReadError::Broken) => Err(Refusal::new(400, "body", e.to_string())),
             },
         }
     }
+}
+
+fn too_long(error: ReadError) -> Refusal {
+    Refusal::new(413, "body", format!("{error}, and a rule must read all of it"))
 }
 
 pub(super) fn bytes_of(body: &Outgoing) -> Option<&Bytes> {

@@ -3,6 +3,7 @@
 use http::Method;
 use http_body_util::{BodyExt as _, Full};
 use hyper_util::rt::TokioIo;
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 
 use crate::world::{Service, respond};
 
@@ -89,4 +90,57 @@ async fn administration_answers_no_page_of_another_site() {
     ] {
         assert_eq!(send(&headers).await, 403, "{headers:?}");
     }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_refusal_arrives_though_the_client_still_sends() {
+    // curl is there where the other clients are.
+    if crate::world::provided("POPGATE_TEST_NODE_MODULES", "refusals as curl reads them").is_none() {
+        return;
+    }
+    let service = Service::start().await;
+    let body = service.base().join("body");
+    std::fs::write(&body, vec![b'x'; 200_000]).expect("writes");
+    let url = service.url("gateway", "/raw/x");
+    for protocol in ["--http2", "--http1.1"] {
+        for n in 0..6 {
+            let mut curl = tokio::process::Command::new("curl");
+            curl.args([
+                "-sk",
+                protocol,
+                "-H",
+                "content-type: application/octet-stream",
+                "-H",
+                "expect:",
+                "-o",
+                "/dev/null",
+            ]);
+            curl.args(["-w", "%{http_code} %{errormsg}", "--data-binary"])
+                .arg(format!("@{}", body.display()))
+                .arg(&url);
+            let output = curl.output().await.expect("curl runs");
+            assert_eq!(String::from_utf8_lossy(&output.stdout).trim(), "401", "{protocol}, call {n}");
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn who_asks_before_sending_too_much_is_refused_at_once() {
+    let service = Service::start().await;
+    let solver = service.solver().await;
+    let path = "/v1/runs/r1/nodes/n1/prune";
+    let url = service.url("gateway", path);
+    assert_eq!(solver.get(&service.url("gateway", "/v1/runs/r1")).await.status, 200, "learns the nonce");
+    let token = solver.token(&url).await;
+    let mut stream = service.raw(&solver, b"http/1.1").await;
+    let head = format!(
+        "POST {path} HTTP/1.1\r\nhost: {}\r\nauthorization: DPoP {}\r\ndpop: {}\r\ncontent-type: application/json\r\nexpect: 100-continue\r\ncontent-length: 3000000\r\n\r\n",
+        service.addresses["gateway"].trim_start_matches("https://"),
+        token.expose(),
+        solver.session.prove("POST", &url, Some(&token))
+    );
+    stream.write_all(head.as_bytes()).await.expect("writes");
+    let mut answer = [0; 12];
+    stream.read_exact(&mut answer).await.expect("reads");
+    assert_eq!(String::from_utf8_lossy(&answer), "HTTP/1.1 413");
 }

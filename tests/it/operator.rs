@@ -233,3 +233,31 @@ fn the_shipped_schema_is_the_one_that_the_shipped_routes_make() {
     let checked = run(&["config", "check", "--config", "config/popgate.toml"]);
     assert_eq!(checked.status.code(), Some(0), "{}", stderr(&checked));
 }
+
+#[test]
+fn what_would_let_nothing_pass_is_no_configuration() {
+    let check = |route: &str, operation: &str| {
+        let dir = tempfile::tempdir().expect("tempdir");
+        let head = "trust_domain = \"example.org\"\n[policy]\nfiles = [\"*.cedar\"]\n";
+        let routes = crate::protocols::route("a", "/a", route, "") + operation;
+        std::fs::write(dir.path().join("a.cedar"), "").expect("writes");
+        let file = dir.path().join("popgate.toml");
+        std::fs::write(&file, format!("{head}{routes}")).expect("writes");
+        run(&["config", "check", "--config", file.to_str().expect("UTF-8")])
+    };
+    let operation = |matcher: &str| crate::protocols::operation("x.a", matcher, "");
+    let to = "url = \"http://127.0.0.1:1\"";
+    let sound = check(to, &operation("GET /a/**"));
+    assert!(sound.status.success(), "{}", stderr(&sound));
+    for (upstream, operations, says) in [
+        ("", String::new(), "no [[route.operation]]"),
+        ("", operation("* /a/**"), "is no method"),
+        ("", operation("get /a/**"), "is no method"),
+        (", max_requests = 0", operation("GET /a/**"), "max_requests is at least 1"),
+        (", idle_timeout = \"0s\"", operation("GET /a/**"), "no timeout is 0"),
+        (", eject = { at_most = 200 }", operation("GET /a/**"), "at most 100"),
+    ] {
+        let refused = check(&format!("{to}{upstream}"), &operations);
+        assert!(!refused.status.success() && stderr(&refused).contains(says), "{upstream}: {}", stderr(&refused));
+    }
+}

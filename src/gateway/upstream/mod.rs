@@ -96,6 +96,13 @@ impl Upstream {
         let named = config.host.clone().unwrap_or_else(|| written(first));
         let authority: Authority = named.parse().map_err(|e| format!("host {named:?}: {e}"))?;
         let host = HeaderValue::from_str(&named).map_err(|e| format!("host {named:?}: {e}"))?;
+        let times = [Some(config.connect_timeout), Some(config.idle_timeout), config.response_timeout];
+        if config.max_requests == 0 || config.eject.at_most > 100 || times.into_iter().flatten().any(|t| t.0.is_zero())
+        {
+            return Err(
+                "max_requests is at least 1, eject.at_most at most 100, and no timeout is 0: nothing would pass".into(),
+            );
+        }
         if config.health.as_ref().is_some_and(|h| !h.path.starts_with('/') || h.fall == 0 || h.rise == 0) {
             return Err("health: path begins with a slash, fall and rise are at least 1".into());
         }

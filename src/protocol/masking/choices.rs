@@ -4,6 +4,9 @@ use serde_json::Value;
 
 use crate::protocol::masking::path::Step;
 
+/// The data of a chat's last event.
+pub const END_OF_CHAT: &[u8] = b"[DONE]";
+
 /// What an event says of strings that go on no more.
 pub enum Ended {
     /// All of them.
@@ -19,7 +22,7 @@ pub fn may_end_choices(data: &[u8]) -> bool {
 
 /// What an event ends: all at `[DONE]`, and each choice that has a reason to finish.
 pub fn ends_choices(data: &[u8], document: &Value) -> Ended {
-    if data == b"[DONE]" {
+    if data == END_OF_CHAT {
         return Ended::All;
     }
     let choices = document["choices"].as_array().map(Vec::as_slice).unwrap_or_default();

@@ -128,8 +128,13 @@ pub struct MaskRules {
 
 impl MaskRules {
     /// The paths of OpenAI-compatible streams whose strings continue over events.
-    pub const OPENAI_DELTA: [&'static str; 2] =
-        ["$.choices[*].delta.content", "$.choices[*].delta.tool_calls[*].function.arguments"];
+    pub const OPENAI_DELTA: [&'static str; 5] = [
+        "$.choices[*].delta.content",
+        "$.choices[*].delta.tool_calls[*].function.arguments",
+        "$.choices[*].delta.refusal",
+        "$.choices[*].delta.reasoning_content",
+        "$.choices[*].text",
+    ];
 
     /// A mask with these detectors that redacts, without field rules.
     pub fn detecting(detectors: &[EntityKind]) -> Self {

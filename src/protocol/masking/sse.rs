@@ -14,7 +14,7 @@ use std::sync::Arc;
 use serde_json::Value;
 
 use crate::protocol::masking::Blocked;
-use crate::protocol::masking::choices::{Ended, ends_choices, may_end_choices, stable_key};
+use crate::protocol::masking::choices::{END_OF_CHAT, Ended, ends_choices, may_end_choices, stable_key};
 use crate::protocol::masking::detect::Piece;
 use crate::protocol::masking::json::{DeltaString, JsonMasker};
 use crate::protocol::masking::logical::{StringScan, Written};
@@ -272,6 +272,10 @@ impl SseMasker {
     }
 
     fn mask_data(&mut self, joined: &[u8]) -> Result<(Vec<u8>, Vec<DeltaString>), Blocked> {
+        if joined == END_OF_CHAT {
+            // It begins like JSON and is none, which rules on fields would not let pass.
+            return Ok((joined.to_vec(), Vec::new()));
+        }
         let first = joined.iter().find(|b| !b.is_ascii_whitespace());
         if !matches!(first, Some(b'{' | b'[' | b'"')) {
             return Ok((self.scan_text(joined)?, Vec::new()));

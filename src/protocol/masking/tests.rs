@@ -507,6 +507,25 @@ fn a_string_that_goes_on_is_never_walked_over_whatever_stands_around_it() {
 }
 
 #[test]
+fn a_chats_end_passes_rules_on_fields_and_what_was_held_goes_before_it() {
+    let rules = with_field("$.context.customer.name", FieldAction::Drop);
+    let body = delta(0, "all done") + "data: [DONE]\n\n";
+    assert_any_cut(&rules, SSE, &body, &body);
+    for other in ["$.choices[*].delta.refusal", "$.choices[*].delta.reasoning_content", "$.choices[*].text"] {
+        let name = other.rsplit('.').next().expect("a name");
+        let event = |text: &str| match name {
+            "text" => format!("data: {{\"choices\":[{{\"index\":0,\"text\":\"{text}\"}}]}}\n\n"),
+            _ => delta(0, text).replace("content", name),
+        };
+        assert_any_chunking(
+            SSE,
+            &(event("card 4111 1111") + &event(" 1111 1111 ok. ")),
+            &(event("card ") + &event("[redacted:card] ok. ")),
+        );
+    }
+}
+
+#[test]
 fn a_line_that_is_no_data_is_a_text_of_its_own() {
     // Read on into the next line, the first would be no card, and the second no match of the pattern.
     let card = ": begun\n\n: 4111111111111111\n1: x\n\n";
