@@ -28,15 +28,19 @@ pub enum ClientError {
     Handshake { url: String, cause: String },
     #[error("{what} refused with {status}{}: {detail}", if error.is_empty() { String::new() } else { format!(" {error}") })]
     Refused { what: String, status: u16, error: String, detail: String },
+    /// The gateway's metadata is of a resource that the URL is not part of (RFC 9728 section 3.3).
+    #[error("no route seems to lead to {url}: what the gateway describes there is {resource}")]
+    Elsewhere { url: String, resource: String },
     #[error("{what} answered what is not its protocol: {cause}")]
     Protocol { what: String, cause: String },
 }
 
 impl ClientError {
-    /// The status of a refusal.
+    /// The status of a refusal; of a URL that no route has, what the gateway would say to a proof.
     pub const fn status(&self) -> Option<u16> {
         match self {
             Self::Refused { status, .. } => Some(*status),
+            Self::Elsewhere { .. } => Some(404),
             _ => None,
         }
     }

@@ -97,13 +97,7 @@ impl Session {
         // RFC 9728 section 3.3: a resource that is not the URL's own would send its token elsewhere.
         let inside = bare.strip_prefix(&target.resource).is_some_and(|rest| rest.is_empty() || rest.starts_with('/'));
         if !inside && !bare.contains("/.popgate/") {
-            return Err(ClientError::Protocol {
-                what: metadata,
-                cause: format!(
-                    "it describes {}, which {bare} is not part of: no route may have this path",
-                    target.resource
-                ),
-            });
+            return Err(ClientError::Elsewhere { url: bare.to_owned(), resource: target.resource });
         }
         let mut targets = lock(&self.targets);
         if targets.len() >= MAX_TARGETS {

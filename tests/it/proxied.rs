@@ -204,6 +204,7 @@ async fn the_proxy_is_for_its_own_host_and_for_no_page_in_a_browser() {
     };
     let url = format!("{}/v1/runs/r1", proxy);
     assert_eq!(curl(&[&url]), "200");
+    assert_eq!(curl(&[&format!("{proxy}/nowhere")]), "404", "no route leads there");
     assert_eq!(curl(&["-H", "Host: evil.example", &url]), "421");
     assert_eq!(curl(&["-H", "Origin: https://evil.example", &url]), "403");
     assert_eq!(curl(&["-H", "Sec-Fetch-Site: cross-site", &url]), "403");
