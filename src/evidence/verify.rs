@@ -97,7 +97,6 @@ pub fn verify(reader: &LogReader, anchors: &Anchors<'_>) -> Result<Report, Verif
         root: checkpoint.root,
         anchored: anchors.vkey.is_some(),
         kept_size: kept.map(|k| k.size),
-
         staged: reader.staged(checkpoint.size).len() as u64,
         signed_bodies: chain.signed_bodies,
         signed_otherwise: chain.signed_otherwise,

@@ -293,9 +293,14 @@ fn connection_svid(peer: &Peer) -> Option<Arc<X509Svid>> {
 }
 
 pub(super) fn bad_proof(error: ProofError) -> Refusal {
+    count_refused(error);
+    Refusal::unauthorized(error.oauth(), error.to_string())
+}
+
+/// Counts a proof that does not hold.
+pub(super) fn count_refused(error: ProofError) {
     metrics::counter!("popgate_proofs_refused_total", "plane" => "gateway", "check" => <&str>::from(error))
         .increment(1);
-    Refusal::unauthorized(error.oauth(), error.to_string())
 }
 
 /// One text for every state of a token: before the proof holds it is not the caller's to know.

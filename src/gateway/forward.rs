@@ -193,34 +193,32 @@ impl Outgoing {
 
     /// The body as it goes: held to the digest that its proof signs for, masked, recorded.
     fn recorded(self, carry: &Carry<'_>, exchange: &Exchange, masker: Option<Masker>) -> AnyBody {
-        let route = carry.route;
-        let (exchange, trailers) = (exchange.clone(), TrailerRules::of(route));
-        let signed = match carry.caller.map(|c| c.signed_body) {
-            Some(SignedBody::Exactly(wanted)) => Some(wanted),
-            _ => None,
-        };
+        let (exchange, trailers) = (exchange.clone(), TrailerRules::of(carry.route));
         if self.is_empty() {
             // Nothing is recorded of it, so nothing can fail.
             let _ = exchange.request_end();
         }
-        match (self, masker) {
-            (Self::Held(bytes), None) => Recorded { body: Full::new(bytes), exchange, trailers }.boxed_unsync(),
-            (Self::Streaming(body), masker) if let Some(wanted) = signed => {
+        match (self, carry.caller.map(|c| c.signed_body)) {
+            (Self::Held(bytes), _) => going(Full::new(bytes), exchange, trailers, masker),
+            (Self::Streaming(body), Some(SignedBody::Exactly(wanted))) => {
                 let other = exchange.clone();
                 let body = Signed::new(body, wanted, move || other.request_unsigned());
-                match masker {
-                    None => Recorded { body, exchange, trailers }.boxed_unsync(),
-                    masker => Recorded { body: Masked { body, masker }, exchange, trailers }.boxed_unsync(),
-                }
+                going(body, exchange, trailers, masker)
             }
-            (Self::Streaming(body), None) => Recorded { body, exchange, trailers }.boxed_unsync(),
-            (Self::Held(bytes), masker) => {
-                Recorded { body: Masked { body: Full::new(bytes), masker }, exchange, trailers }.boxed_unsync()
-            }
-            (Self::Streaming(body), masker) => {
-                Recorded { body: Masked { body, masker }, exchange, trailers }.boxed_unsync()
-            }
+            (Self::Streaming(body), _) => going(body, exchange, trailers, masker),
         }
+    }
+}
+
+/// Masked, then recorded.
+fn going<B>(body: B, exchange: Exchange, trailers: TrailerRules, masker: Option<Masker>) -> AnyBody
+where
+    B: Body<Data = Bytes> + Send + Unpin + 'static,
+    B::Error: Into<BoxError>,
+{
+    match masker {
+        None => Recorded { body, exchange, trailers }.boxed_unsync(),
+        masker => Recorded { body: Masked { body, masker }, exchange, trailers }.boxed_unsync(),
     }
 }
 

@@ -15,6 +15,7 @@ use crate::domain::spiffe_id::SpiffeId;
 use crate::domain::time::Timestamp;
 use crate::gateway::admission::admission;
 use crate::gateway::approve::Permit;
+use crate::gateway::authenticate::count_refused;
 use crate::gateway::carry::Carry;
 use crate::gateway::config::RecordMode;
 use crate::gateway::headers;
@@ -248,6 +249,7 @@ impl Exchange {
 
     /// The client's body is not the one that its proof signs for, so its last piece does not pass.
     pub fn request_unsigned(&self) {
+        count_refused(ProofError::ContentDigest);
         self.lock().fault = Some(RequestFault::Unsigned);
     }
 

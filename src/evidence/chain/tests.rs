@@ -150,6 +150,33 @@ impl Story {
     }
 }
 
+#[test]
+fn a_recorded_body_that_the_log_has_not_is_named() {
+    use crate::domain::recording::FrameKind;
+    use crate::protocol::transcript::{Mark, encode, records};
+    let id = RecordingId::parse(REQUEST).expect("an id");
+    let frames = [
+        encode(Mark([7; 12]), id, 0, FrameKind::RequestBody, 0, BODY),
+        encode(Mark([7; 12]), id, 1, FrameKind::ResponseBody, 0, b"ok"),
+    ];
+    let segment = [&Mark([7; 12]).head()[..], &frames[0], &frames[1]].concat();
+    let key = signer();
+    for (nothing, holds) in [(false, true), (true, false)] {
+        let mut tally = Tally::default();
+        records(&segment).for_each(|record| assert!(tally.take(&record)));
+        let mut story = Story::new(&key);
+        story.admission.recorded = true;
+        story.completion.recording_sha256 = Some(tally.digest());
+        if nothing {
+            (story.completion.request_bytes, story.completion.request_sha256) = (0, Sha256::of(b""));
+        }
+        let mut chain = Chain::of("example.org".into(), HashMap::from([(id, tally)]));
+        let told = story.entries().iter().try_for_each(|e| chain.entry(e));
+        assert_eq!(told.is_ok(), holds, "{told:?}");
+        assert!(holds || told.is_err_and(|t| t.contains("holds a request's body, and the log has none")));
+    }
+}
+
 fn read(entries: &[ReadEntry]) -> Result<Chain, String> {
     let mut chain = Chain::of("example.org".into(), HashMap::new());
     entries.iter().try_for_each(|e| chain.entry(e))?;

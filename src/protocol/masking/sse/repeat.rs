@@ -137,6 +137,13 @@ mod tests {
         MaskRules { strategy, ..MaskRules::detecting(&[EntityKind::Email, EntityKind::Card, EntityKind::Secret]) }
     }
 
+    /// A masker that has read one event, and what it let go.
+    fn begun(rules: MaskRules, first: &str) -> (SseMasker, Vec<u8>) {
+        let (mut masker, mut out) = (SseMasker::new(Arc::new(rules)), Vec::new());
+        masker.push(first.as_bytes(), &mut out).expect("passes");
+        (masker, out)
+    }
+
     fn masked(rules: &MaskRules, body: &str, size: usize) -> (String, Result<Counts, Blocked>) {
         let (mut masker, mut out) = (SseMasker::new(Arc::new(rules.clone())), Vec::new());
         let pushed = body.as_bytes().chunks(size).try_for_each(|chunk| masker.push(chunk, &mut out));
@@ -152,8 +159,7 @@ mod tests {
 
     #[test]
     fn what_came_before_is_read_once_and_its_texts_are_scanned_together() {
-        let (mut masker, mut out) = (SseMasker::new(Arc::new(rules(Strategy::Redact))), Vec::new());
-        masker.push(event("To ").as_bytes(), &mut out).expect("passes");
+        let (mut masker, mut out) = begun(rules(Strategy::Redact), &event("To "));
         let more = ["ada@", "example", ".org, ", "and so ", "on. "].map(event).concat();
         assert_eq!(masker.repeat(more.as_bytes(), &mut out), Ok(more.len()));
         masker.finish(&mut out).expect("passes");
@@ -174,8 +180,7 @@ mod tests {
             event("a\",\"role\":\"b"),
             event("a").replace("\n\n", "\n"),
         ] {
-            let (mut masker, mut out) = (SseMasker::new(Arc::new(rules(Strategy::Redact))), Vec::new());
-            masker.push(event("card ").as_bytes(), &mut out).expect("passes");
+            let (mut masker, mut out) = begun(rules(Strategy::Redact), &event("card "));
             assert_eq!((masker.frames.len(), masker.repeat(other.as_bytes(), &mut out)), (1, Ok(0)), "{other}");
         }
     }
@@ -193,14 +198,11 @@ mod tests {
             event("a").replace("\n\n", "\r\r"),
             event("a").replace("\"index\"", &format!("\"by\":\"{}\",\"index\"", "x".repeat(LONGEST))),
         ] {
-            let (mut masker, mut out) = (SseMasker::new(Arc::new(rules(Strategy::Redact))), Vec::new());
-            masker.push(first.as_bytes(), &mut out).expect("passes");
+            let (masker, _) = begun(rules(Strategy::Redact), &first);
             assert!(masker.frames.is_empty(), "{first}");
         }
         let fields = vec![FieldRule { path: FieldPath::parse("$..index").expect("a path"), action: FieldAction::Drop }];
-        let (mut masker, mut out) =
-            (SseMasker::new(Arc::new(MaskRules { fields, ..rules(Strategy::Redact) })), Vec::new());
-        masker.push(event("a").as_bytes(), &mut out).expect("passes");
+        let (masker, _) = begun(MaskRules { fields, ..rules(Strategy::Redact) }, &event("a"));
         assert!(masker.frames.is_empty());
         // What is redacted already counts each time.
         let fields = vec![FieldRule { path: FieldPath::parse("$..by").expect("a path"), action: FieldAction::Redact }];
