@@ -52,7 +52,7 @@ impl Proved {
 
     /// Learns the nonce of now: it is good for minutes, and a run may last longer.
     pub async fn renew(&self) {
-        let call = Call { method: Method::GET, url: &self.url, headers: HeaderMap::new(), body: Bytes::new() };
+        let call = Call::new(Method::GET, &self.url, HeaderMap::new(), Bytes::new());
         let response = self.session.call(&call).await.expect("answers");
         assert_eq!(response.status(), 200, "renews the nonce");
     }

@@ -7,7 +7,6 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use axum::Router;
-use hyper_util::server::graceful::GracefulShutdown;
 use tokio::net::UnixListener;
 use tokio::task::JoinSet;
 use tonic::service::Routes;
@@ -102,7 +101,6 @@ impl Places {
 
 /// Serves until the drain begins.
 pub async fn serve(listener: UnixListener, router: Router, mut drain: Drain) {
-    let graceful = GracefulShutdown::new();
     let service = Routed::new(router, None);
     let mut connections = JoinSet::new();
     let mut places = Places::default();
@@ -142,12 +140,13 @@ pub async fn serve(listener: UnixListener, router: Router, mut drain: Drain) {
         }
         let peer = Peer { process: Some(Arc::new(process)), ..Peer::new(None, None, None) };
         let mended = Mended::new(stream, hpack::mend_authority);
-        let served = connection(mended, Spoken::Http2, peer, service.clone(), graceful.watcher());
+        let served = connection(mended, Spoken::Http2, peer, service.clone(), drain.clone());
         connections.spawn(async move {
             served.await;
             uid
         });
     }
     drop(listener);
-    let _ = tokio::time::timeout(GRACE, graceful.shutdown()).await;
+    let ended = async { while connections.join_next().await.is_some() {} };
+    let _ = tokio::time::timeout(GRACE, ended).await;
 }

@@ -13,7 +13,6 @@ use futures_util::StreamExt as _;
 use futures_util::stream::BoxStream;
 use http::Request;
 use http_body_util::BodyExt as _;
-use hyper::body::Incoming;
 use serde_json::{Value, json};
 use tokio::net::TcpListener;
 use tokio::sync::Notify;
@@ -34,6 +33,7 @@ use crate::client::source::until;
 use crate::domain::digest::Sha256;
 use crate::domain::spiffe_id::SpiffeId;
 use crate::domain::time::{Clock, Timestamp};
+use crate::net::inbound::Inbound;
 use crate::net::listener::{self, BindError, Drain};
 use crate::net::router::Routed;
 use crate::net::uds::SocketError;
@@ -363,7 +363,7 @@ impl Server for Link {
 
 /// Lines of a streamed body.
 struct Lines {
-    body: Incoming,
+    body: Inbound,
     held: BytesMut,
     /// Keeps the connection's pool.
     _http: HttpClient,

@@ -8,7 +8,6 @@ use bytes::Bytes;
 use clap::Args;
 use http::{HeaderMap, HeaderName, HeaderValue, Method, Response, StatusCode, header};
 use http_body_util::BodyExt as _;
-use hyper::body::Incoming;
 use serde_json::Value;
 
 use crate::cli::Global;
@@ -16,6 +15,7 @@ use crate::cli::agent::ProofArgs;
 use crate::cli::context::{self, Failure};
 use crate::client::session::{Call, Session};
 use crate::net::body::read;
+use crate::net::inbound::Inbound;
 
 const MAX_PROBLEM: usize = 1 << 20;
 const POLL: Duration = Duration::from_secs(2);
@@ -97,11 +97,11 @@ fn build(args: &CallArgs) -> Result<Call<'_>, Failure> {
     if !args.no_wait && !headers.contains_key("prefer") {
         headers.insert("prefer", HeaderValue::from_static("wait=5"));
     }
-    Ok(Call { method, url: &args.url, headers, body })
+    Ok(Call::new(method, &args.url, headers, body))
 }
 
 /// Where to ask about an approval, if the answer is that one is needed.
-fn awaiting(response: &Response<Incoming>) -> Option<String> {
+fn awaiting(response: &Response<Inbound>) -> Option<String> {
     let held = matches!(response.status(), StatusCode::ACCEPTED | StatusCode::FORBIDDEN);
     let location = response.headers().get(header::LOCATION)?.to_str().ok()?;
     (held && location.starts_with("/.popgate/approvals/")).then(|| location.to_owned())
@@ -115,7 +115,7 @@ async fn await_approval(global: &Global, session: &Session, url: &str, location:
     let address = format!("{origin}{location}");
     loop {
         let token = session.token(&target).await?;
-        let call = Call { method: Method::GET, url: &address, headers: HeaderMap::new(), body: Bytes::new() };
+        let call = Call::new(Method::GET, &address, HeaderMap::new(), Bytes::new());
         let mut response = session.once(&call, &target, &token).await?;
         if response.headers().contains_key("dpop-nonce") {
             response = session.once(&call, &target, &token).await?;
@@ -140,7 +140,7 @@ async fn await_approval(global: &Global, session: &Session, url: &str, location:
     }
 }
 
-async fn show(args: &CallArgs, response: Response<Incoming>) -> Result<(), Failure> {
+async fn show(args: &CallArgs, response: Response<Inbound>) -> Result<(), Failure> {
     let status = response.status();
     if args.include {
         let mut head = format!("{:?} {status}\n", response.version());

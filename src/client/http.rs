@@ -1,19 +1,20 @@
 //! A pooled HTTPS client over one TLS configuration.
 
+use std::collections::HashMap;
 use std::error::Error;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use bytes::Bytes;
-use http::{Request, Response};
-use hyper::body::Incoming;
-use hyper_rustls::HttpsConnector;
-use hyper_util::client::legacy::Client;
-use hyper_util::client::legacy::connect::HttpConnector;
+use http::uri::Authority;
+use http::{Request, Response, Uri};
 use rustls::ClientConfig;
+use rustls::pki_types::ServerName;
 
 use crate::client::ClientError;
 use crate::net::body::{AnyBody, full, read};
-use crate::net::fetch::{http1_client, https_client};
+use crate::net::connections::{Connections, Dialling, Place, Versions};
+use crate::net::inbound::Inbound;
 
 /// Largest document that is read whole.
 const MAX_DOCUMENT: usize = 16 << 20;
@@ -21,19 +22,21 @@ const MAX_DOCUMENT: usize = 16 << 20;
 /// How long the head of an answer may take: longer than a request is held for an approval.
 pub const PATIENCE: Duration = Duration::from_mins(1);
 
+/// How long TCP and TLS may take together.
+const DIALLING: Duration = Duration::from_secs(10);
+
 /// A client with its connections.
 #[derive(Clone)]
 pub struct HttpClient {
-    any: Client<HttpsConnector<HttpConnector>, AnyBody>,
-    /// HTTP/1.1 alone, which can switch protocols.
-    first: Client<HttpsConnector<HttpConnector>, AnyBody>,
+    tls: Arc<ClientConfig>,
+    servers: Arc<Mutex<HashMap<Authority, Arc<Connections>>>>,
     patience: Duration,
 }
 
 impl HttpClient {
     /// A client that dials with `tls`.
     pub fn new(tls: ClientConfig) -> Self {
-        Self { any: https_client(tls.clone()), first: http1_client(tls), patience: PATIENCE }
+        Self { tls: Arc::new(tls), servers: Arc::default(), patience: PATIENCE }
     }
 
     /// The same client, that waits so long for the head of an answer.
@@ -42,24 +45,43 @@ impl HttpClient {
     }
 
     /// Sends a request whose body streams, for as long as that takes; with `upgrade` the answer may switch protocols.
-    pub async fn stream(&self, request: Request<AnyBody>, upgrade: bool) -> Result<Response<Incoming>, ClientError> {
+    pub async fn stream(&self, request: Request<AnyBody>, upgrade: bool) -> Result<Response<Inbound>, ClientError> {
         let url = request.uri().to_string();
-        let client = if upgrade { &self.first } else { &self.any };
-        client.request(request).await.map_err(|e| failure(&url, &e))
+        let server = self.server(request.uri())?;
+        let answered = if upgrade { server.switching(request).await } else { server.request(request).await };
+        answered.map_err(|unanswered| failure(&url, &*unanswered.error))
+    }
+
+    /// The connections to a URL's server.
+    fn server(&self, url: &Uri) -> Result<Arc<Connections>, ClientError> {
+        let wrong = |why: String| ClientError::Input(format!("{url}: {why}"));
+        let (Some("https"), Some(authority)) = (url.scheme_str(), url.authority()) else {
+            return Err(wrong("write https://; certificates and proofs need TLS".into()));
+        };
+        let mut servers = self.servers.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(server) = servers.get(authority) {
+            return Ok(server.clone());
+        }
+        let host = authority.host().trim_start_matches('[').trim_end_matches(']');
+        let name = ServerName::try_from(host.to_owned()).map_err(|e| wrong(e.to_string()))?;
+        let dialling =
+            Dialling { timeout: DIALLING, versions: Versions::Either, tls: self.tls.clone(), server_name: Some(name) };
+        let place = Place::Name(host.into(), authority.port_u16().unwrap_or(443));
+        let server = Arc::new(Connections::new(&dialling, place));
+        servers.insert(authority.clone(), server.clone());
+        Ok(server)
     }
 
     /// Sends a request; the answer's body streams.
-    pub async fn send(&self, request: Request<Bytes>) -> Result<Response<Incoming>, ClientError> {
+    pub async fn send(&self, request: Request<Bytes>) -> Result<Response<Inbound>, ClientError> {
         let url = request.uri().to_string();
-        if request.uri().scheme_str() != Some("https") {
-            return Err(ClientError::Input(format!("{url}: write https://; certificates and proofs need TLS")));
-        }
-        let answer = tokio::time::timeout(self.patience, self.any.request(request.map(full))).await;
+        let server = self.server(request.uri())?;
+        let answer = tokio::time::timeout(self.patience, server.request(request.map(full))).await;
         let silent = || ClientError::Unreachable {
             url: url.clone(),
             cause: format!("no answer in {} s", self.patience.as_secs()),
         };
-        answer.map_err(|_| silent())?.map_err(|e| failure(&url, &e))
+        answer.map_err(|_| silent())?.map_err(|unanswered| failure(&url, &*unanswered.error))
     }
 
     /// Sends a request and reads the answer whole.
@@ -72,7 +94,7 @@ impl HttpClient {
     }
 }
 
-fn failure(url: &str, error: &hyper_util::client::legacy::Error) -> ClientError {
+fn failure(url: &str, error: &(dyn Error + 'static)) -> ClientError {
     let (url, cause) = (url.to_owned(), innermost(error));
     match tls_error(error) {
         Some(error) => ClientError::Handshake { url, cause: explain(error) },

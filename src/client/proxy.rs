@@ -7,17 +7,18 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, Response, StatusCode, header};
-use hyper::body::{Body as _, Incoming};
-use hyper::upgrade::OnUpgrade;
-use hyper_util::rt::TokioIo;
+use hyper::body::Body as _;
 
 use crate::client::ClientError;
 use crate::client::session::{Call, Session};
 use crate::client::source::Sessions;
 use crate::domain::refusal::Refusal;
 use crate::net::body::{AnyBody, full, read, streaming};
+use crate::net::inbound::Inbound;
+use crate::net::interim::{Interim, OnInterim};
 use crate::net::listener::{Peer, Serve};
 use crate::net::problem;
+use crate::net::upgrade::Upgrading;
 
 /// Longest body that is held, so that it can be signed for, and sent again with a nonce.
 const MAX_HELD: u64 = 1 << 20;
@@ -66,7 +67,7 @@ impl ProxyService {
 }
 
 impl Serve for ProxyService {
-    async fn serve(&self, _: Arc<Peer>, request: Request<Incoming>) -> Response<AnyBody> {
+    async fn serve(&self, _: Arc<Peer>, request: Request<Inbound>) -> Response<AnyBody> {
         match self.0.pass(request).await {
             Ok(response) => response,
             Err(refusal) => {
@@ -78,9 +79,9 @@ impl Serve for ProxyService {
 }
 
 impl Proxy {
-    async fn pass(&self, mut request: Request<Incoming>) -> Result<Response<AnyBody>, Refusal> {
+    async fn pass(&self, mut request: Request<Inbound>) -> Result<Response<AnyBody>, Refusal> {
         self.admits(&request)?;
-        let client = request.extensions_mut().remove::<OnUpgrade>();
+        let client = Upgrading::take(&mut request);
         let (head, body) = request.into_parts();
         let target = head.uri.path_and_query().map_or("/", |p| p.as_str());
         let url = format!("{}{target}", self.to);
@@ -94,7 +95,8 @@ impl Proxy {
             headers.insert("prefer", PATIENT);
         }
         let session = self.sessions.session().map_err(unreachable)?;
-        let mut call = Call { method: head.method, url: &url, headers, body: Bytes::new() };
+        let mut call = Call::new(head.method, &url, headers, Bytes::new());
+        call.told = head.extensions.get::<Interim>().map(passing_on);
         if let (Some(protocol), Some(client)) = (upgrade, client) {
             return switched(&session, call, protocol, client).await;
         }
@@ -115,7 +117,7 @@ impl Proxy {
     }
 
     /// Local requests by a local name, and none that a page in a browser makes.
-    fn admits(&self, request: &Request<Incoming>) -> Result<(), Refusal> {
+    fn admits(&self, request: &Request<Inbound>) -> Result<(), Refusal> {
         let refuse = |kind, detail: &str| Err(Refusal::new(403, kind, detail));
         if request.method() == Method::CONNECT {
             return Err(Refusal::new(501, "method", "CONNECT is not served: give this address as the server's"));
@@ -149,15 +151,33 @@ fn is_approval(headers: &HeaderMap) -> bool {
     headers.get(header::LOCATION).is_some_and(|l| l.as_bytes().starts_with(b"/.popgate/approvals/"))
 }
 
-fn answered(response: Response<Incoming>) -> Response<AnyBody> {
-    let (mut parts, body) = response.into_parts();
+/// What of an answer's headers is not of its connection.
+fn of_an_answer(headers: &HeaderMap) -> HeaderMap {
+    let mut headers = headers.clone();
     for name in [header::CONNECTION, header::TRANSFER_ENCODING] {
-        parts.headers.remove(name);
+        headers.remove(name);
     }
-    parts.headers.remove("keep-alive");
+    headers.remove("keep-alive");
+    headers
+}
+
+fn answered(response: Response<Inbound>) -> Response<AnyBody> {
+    let (mut parts, body) = response.into_parts();
+    parts.headers = of_an_answer(&parts.headers);
     parts.version = http::Version::HTTP_11;
     parts.extensions.clear();
     Response::from_parts(parts, streaming(body))
+}
+
+/// Passes on what the gateway says before its answer (RFC 9110 section 15.2).
+fn passing_on(interim: &Interim) -> OnInterim {
+    let interim = interim.clone();
+    OnInterim::new(move |status, headers| {
+        // What the client expected was answered here, and protocols are switched by hand.
+        if !matches!(status, StatusCode::CONTINUE | StatusCode::SWITCHING_PROTOCOLS) {
+            interim.send(status, &of_an_answer(headers), || true);
+        }
+    })
 }
 
 /// Switches protocols on both sides and carries the bytes between them.
@@ -165,7 +185,7 @@ async fn switched(
     session: &Session,
     mut call: Call<'_>,
     protocol: HeaderValue,
-    client: OnUpgrade,
+    client: Upgrading,
 ) -> Result<Response<AnyBody>, Refusal> {
     call.headers.insert(header::CONNECTION, HeaderValue::from_static("upgrade"));
     call.headers.insert(header::UPGRADE, protocol.clone());
@@ -175,10 +195,11 @@ async fn switched(
     if response.status() != StatusCode::SWITCHING_PROTOCOLS {
         return Ok(answered(response));
     }
-    let gateway = hyper::upgrade::on(&mut response);
+    let gateway =
+        Upgrading::switched(&mut response).ok_or_else(|| Refusal::new(502, "gateway", "it did not switch"))?;
     tokio::spawn(async move {
-        if let Ok((client, gateway)) = tokio::try_join!(client, gateway) {
-            let _ = tokio::io::copy_bidirectional(&mut TokioIo::new(client), &mut TokioIo::new(gateway)).await;
+        if let (Some(mut client), Some(mut gateway)) = tokio::join!(client.ready(), gateway.ready()) {
+            let _ = tokio::io::copy_bidirectional(&mut client, &mut gateway).await;
         }
     });
     let mut answer = answered(response).map(|_| full(""));

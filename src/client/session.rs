@@ -6,7 +6,6 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, Uri, header};
-use hyper::body::Incoming;
 use serde_json::Value;
 
 use crate::client::ClientError;
@@ -16,6 +15,8 @@ use crate::client::identity::Identity;
 use crate::domain::secret::AccessToken;
 use crate::domain::time::{Clock, Timestamp};
 use crate::net::body::AnyBody;
+use crate::net::inbound::Inbound;
+use crate::net::interim::OnInterim;
 use crate::protocol::dpop;
 use crate::protocol::form;
 use crate::store::clock::SystemClock;
@@ -52,6 +53,21 @@ pub struct Call<'a> {
     pub headers: HeaderMap,
     /// Body.
     pub body: Bytes,
+    /// Told of interim answers.
+    pub told: Option<OnInterim>,
+}
+
+impl<'a> Call<'a> {
+    /// A call that nobody is told of before it is answered.
+    pub const fn new(method: Method, url: &'a str, headers: HeaderMap, body: Bytes) -> Self {
+        Self { method, url, headers, body, told: None }
+    }
+
+    fn tell<B>(&self, request: &mut Request<B>) {
+        if let Some(told) = &self.told {
+            told.attach(request);
+        }
+    }
 }
 
 impl Session {
@@ -190,7 +206,7 @@ impl Session {
     }
 
     /// Makes a call: one retry for a nonce, one for a token that is good no more.
-    pub async fn call(&self, call: &Call<'_>) -> Result<Response<Incoming>, ClientError> {
+    pub async fn call(&self, call: &Call<'_>) -> Result<Response<Inbound>, ClientError> {
         let target = self.target(call.url).await?;
         let mut token = self.token(&target).await?;
         let mut minted = false;
@@ -214,7 +230,7 @@ impl Session {
         call: &Call<'_>,
         target: &Target,
         token: &AccessToken,
-    ) -> Result<Response<Incoming>, ClientError> {
+    ) -> Result<Response<Inbound>, ClientError> {
         let body = (!call.body.is_empty()).then_some(&call.body[..]);
         let proof = self.prove_body(call.method.as_str(), call.url, Some(token), body);
         self.raw(call, with_proof(&call.headers, token, &proof)?, target.certificate).await
@@ -227,7 +243,7 @@ impl Session {
         call: &Call<'_>,
         body: AnyBody,
         upgrade: bool,
-    ) -> Result<Response<Incoming>, ClientError> {
+    ) -> Result<Response<Inbound>, ClientError> {
         let target = self.target(call.url).await?;
         let token = self.settled(call.url, &target).await?;
         let proof = self.prove(call.method.as_str(), call.url, Some(&token));
@@ -237,6 +253,7 @@ impl Session {
             .body(body)
             .map_err(|e| ClientError::Input(format!("{}: {e}", call.url)))?;
         *request.headers_mut() = with_proof(&call.headers, &token, &proof)?;
+        call.tell(&mut request);
         let http = if target.certificate { &self.mutual } else { &self.plain };
         let response = http.stream(request, upgrade).await?;
         self.keep_nonce(call.url, response.headers());
@@ -253,7 +270,7 @@ impl Session {
         }
         // Nobody has such an approval; who is refused before that learns why.
         let own = format!("{}/.popgate/approvals/none", origin(url));
-        let call = Call { method: Method::GET, url: &own, headers: HeaderMap::new(), body: Bytes::new() };
+        let call = Call::new(Method::GET, &own, HeaderMap::new(), Bytes::new());
         let mut token = token;
         for _ in 0..3 {
             let response = self.once(&call, target, &token).await?;
@@ -275,13 +292,14 @@ impl Session {
         call: &Call<'_>,
         headers: HeaderMap,
         certificate: bool,
-    ) -> Result<Response<Incoming>, ClientError> {
+    ) -> Result<Response<Inbound>, ClientError> {
         let mut request = Request::builder()
             .method(call.method.clone())
             .uri(call.url)
             .body(call.body.clone())
             .map_err(|e| ClientError::Input(format!("{}: {e}", call.url)))?;
         *request.headers_mut() = headers;
+        call.tell(&mut request);
         let http = if certificate { &self.mutual } else { &self.plain };
         let response = http.send(request).await?;
         self.keep_nonce(call.url, response.headers());
@@ -289,7 +307,7 @@ impl Session {
     }
 
     /// The error of a challenged response, with a hint where the clocks are the cause.
-    pub fn explain(response: &Response<Incoming>) -> Option<String> {
+    pub fn explain(response: &Response<Inbound>) -> Option<String> {
         let challenge = response.headers().get(header::WWW_AUTHENTICATE)?.to_str().ok()?;
         let text = parameter(challenge, "error_description")?;
         Some(with_clock_hint(text, response.headers()))
@@ -338,10 +356,8 @@ fn with_clock_hint(detail: String, headers: &HeaderMap) -> String {
     format!("{detail}; this machine's clock is {} s {way} the server's: set it right", off.as_secs())
 }
 
-/// IMF-fixdate (RFC 9110 §5.6.7).
+/// RFC 9110 section 5.6.7.
 fn http_date(text: &str) -> Option<Timestamp> {
-    const FORM: &str = "[weekday repr:short], [day] [month repr:short] [year] [hour]:[minute]:[second] GMT";
-    let form = time::format_description::parse_borrowed::<2>(FORM).ok()?;
-    let at = time::PrimitiveDateTime::parse(text, &form).ok()?.assume_utc();
-    u64::try_from(at.unix_timestamp()).ok().map(Timestamp::from_unix)
+    let since = httpdate::parse_http_date(text).ok()?.duration_since(std::time::UNIX_EPOCH).ok()?;
+    Some(Timestamp::from_unix(since.as_secs()))
 }

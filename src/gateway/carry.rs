@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use http::{Method, Response, StatusCode, header};
-use hyper::body::{Body as _, Incoming as IncomingBody};
+use hyper::body::Body as _;
 
 use crate::domain::approval::ApprovalState;
 use crate::domain::refusal::Refusal;
@@ -24,6 +24,8 @@ use crate::gateway::trace::Phase;
 use crate::gateway::upstream::endpoint::Place;
 use crate::gateway::websocket::{self, Relay};
 use crate::net::body::{self, AnyBody};
+use crate::net::inbound::Inbound;
+use crate::net::upgrade::Upgrading;
 use crate::protocol::operation::WebSocket;
 
 /// A decided request, and what carrying it out needs.
@@ -116,12 +118,12 @@ impl Gateway {
     async fn answer(
         self: &Arc<Self>,
         carry: &Carry<'_>,
-        mut upstream: Response<IncomingBody>,
+        mut upstream: Response<Inbound>,
         exchange: &Exchange,
         bounds: Bounds,
         place: Place,
     ) -> Result<Response<AnyBody>, Refusal> {
-        let upgraded = upstream.extensions_mut().remove::<hyper::upgrade::OnUpgrade>();
+        let upgraded = Upgrading::switched(&mut upstream);
         let (mut parts, body) = upstream.into_parts();
         let secret = carry.injected.map(|i| i.secret.as_slice());
         if let (StatusCode::SWITCHING_PROTOCOLS, Some(handshake), Some(upgraded)) =

@@ -9,7 +9,7 @@ use bytes::Bytes;
 use http::header::{self, HeaderName, HeaderValue};
 use http::{HeaderMap, Request, Response, Version};
 use http_body_util::{BodyExt as _, Full};
-use hyper::body::{Body, Frame, Incoming as IncomingBody, SizeHint};
+use hyper::body::{Body, Frame, SizeHint};
 use tokio::time::Instant;
 
 use crate::domain::refusal::Refusal;
@@ -26,7 +26,8 @@ use crate::gateway::upstream::Unsent;
 use crate::gateway::upstream::config::Protocol;
 use crate::gateway::upstream::endpoint::Place;
 use crate::gateway::{headers, interim};
-use crate::net::body::{AnyBody, Arriving, BoxError};
+use crate::net::body::{AnyBody, BoxError};
+use crate::net::inbound::{Arriving, Inbound};
 use crate::protocol::dpop::SignedBody;
 use crate::protocol::masking::{Blocked, Masker};
 use crate::protocol::txn_token::{self, request_digest};
@@ -245,7 +246,7 @@ impl Gateway {
         exchange: &Exchange,
         body: Outgoing,
         bounds: &Bounds,
-    ) -> Result<(Response<IncomingBody>, Place), Unanswered> {
+    ) -> Result<(Response<Inbound>, Place), Unanswered> {
         let upstream = &carry.route.upstream;
         let target = carry.request.target();
         let mut request = Request::new(());

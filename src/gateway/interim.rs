@@ -9,7 +9,7 @@ use crate::gateway::carry::Carry;
 use crate::gateway::header_rules::HeaderRules;
 use crate::gateway::record::Exchange;
 use crate::gateway::{headers, mask};
-use crate::net::interim::Interim;
+use crate::net::interim::{Interim, OnInterim};
 use crate::protocol::masking::MaskRules;
 
 /// What is done to an interim answer before the client sees it: what is done to a final one.
@@ -34,7 +34,7 @@ pub fn pass_on<B>(request: &mut Request<B>, carry: &Carry<'_>, exchange: &Exchan
         secret,
         rules: carry.route.response_headers.clone(),
     };
-    hyper::ext::on_informational(request, move |answer| passing.pass(answer.status(), answer.headers()));
+    OnInterim::new(move |status, headers| passing.pass(status, headers)).attach(request);
 }
 
 impl Passing {

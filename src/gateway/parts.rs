@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use http::header;
 use http::response::Parts;
-use hyper::body::{Body as _, Incoming};
+use hyper::body::Body as _;
 
 use crate::domain::refusal::Refusal;
 use crate::domain::verdict::Decision;
@@ -19,6 +19,7 @@ use crate::gateway::mask::{CallJudge, Treatment};
 use crate::gateway::read::Incoming as Request;
 use crate::gateway::serve::Gateway;
 use crate::net::body::{AnyBody, full, read, streaming};
+use crate::net::inbound::Inbound;
 use crate::protocol::operation::calls::{CallGate, Held, ToolCall};
 use crate::protocol::operation::{self, CALL, MESSAGE, Seen};
 
@@ -85,7 +86,7 @@ impl Gateway {
         self: &Arc<Self>,
         carry: &Carry<'_>,
         parts: &Parts,
-        body: Incoming,
+        body: Inbound,
         treatment: &mut Treatment,
     ) -> Result<AnyBody, Refusal> {
         let unreadable =

@@ -14,7 +14,8 @@ use crate::gateway::read::Incoming;
 use crate::gateway::routes::{Route, Rules};
 use crate::gateway::serve::{Gateway, bytes_of, injected, matched, opens};
 use crate::gateway::trace::Phase;
-use crate::net::body::{AnyBody, Arriving};
+use crate::net::body::AnyBody;
+use crate::net::inbound::Arriving;
 
 impl Gateway {
     /// Answers a request of a public route.

@@ -4,14 +4,13 @@ use std::sync::Arc;
 
 use http::request::Parts;
 use http::{Method, Request, header};
-use hyper::body::Incoming as IncomingBody;
-use hyper::upgrade::OnUpgrade;
 
 use crate::domain::refusal::Refusal;
 use crate::gateway::serve::Gateway;
 use crate::gateway::trace::Trace;
 use crate::gateway::websocket::handshake::Handshake;
-use crate::net::body::Arriving;
+use crate::net::inbound::{Arriving, Inbound};
+use crate::net::upgrade::Upgrading;
 use crate::protocol::htu::{CanonicalPath, Origin};
 
 /// A request whose target has one reading.
@@ -54,11 +53,11 @@ impl Gateway {
     /// Gives the target its one reading. `Host` is held against configuration and then forgotten.
     pub(super) fn read(
         &self,
-        mut request: Request<IncomingBody>,
+        mut request: Request<Inbound>,
         request_id: &str,
         trace: &Arc<Trace>,
     ) -> Result<(Incoming, Arriving), Refusal> {
-        let upgrade = request.extensions_mut().remove::<OnUpgrade>();
+        let upgrade = Upgrading::take(&mut request);
         let (head, body) = request.into_parts();
         let body = Arriving::new(body, &head.headers);
         Ok((self.read_head(head, upgrade, request_id, trace)?, body))
@@ -68,7 +67,7 @@ impl Gateway {
     pub(super) fn read_head(
         &self,
         head: Parts,
-        upgrade: Option<OnUpgrade>,
+        upgrade: Option<Upgrading>,
         request_id: &str,
         trace: &Arc<Trace>,
     ) -> Result<Incoming, Refusal> {

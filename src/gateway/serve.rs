@@ -8,7 +8,7 @@ use std::time::Duration;
 use arc_swap::ArcSwap;
 use bytes::Bytes;
 use http::{HeaderValue, Method, Request, Response, header};
-use hyper::body::{Body as _, Incoming as IncomingBody};
+use hyper::body::Body as _;
 use opentelemetry::global::BoxedTracer;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
@@ -30,7 +30,8 @@ use crate::gateway::read::Incoming;
 use crate::gateway::routes::{Route, Rules};
 use crate::gateway::tokens::Caches;
 use crate::gateway::trace::{Phase, Trace};
-use crate::net::body::{self, AnyBody, Arriving, ReadError};
+use crate::net::body::{self, AnyBody, ReadError};
+use crate::net::inbound::{Arriving, Inbound};
 use crate::net::listener::{Peer, Serve};
 use crate::net::tls::OwnTls;
 use crate::protocol::dpop::{ProofError, SignedBody, Window};
@@ -81,7 +82,7 @@ pub struct Gateway {
 pub struct GatewayService(pub Arc<Gateway>);
 
 impl Serve for GatewayService {
-    async fn serve(&self, peer: Arc<Peer>, request: Request<IncomingBody>) -> Response<AnyBody> {
+    async fn serve(&self, peer: Arc<Peer>, request: Request<Inbound>) -> Response<AnyBody> {
         let request_id = entropy::random_id();
         let grpc =
             request.headers().get(header::CONTENT_TYPE).is_some_and(|v| v.as_bytes().starts_with(b"application/grpc"));
@@ -100,7 +101,7 @@ impl Gateway {
     async fn handle(
         self: &Arc<Self>,
         peer: &Peer,
-        request: Request<IncomingBody>,
+        request: Request<Inbound>,
         request_id: &str,
         trace: &Arc<Trace>,
     ) -> Response<AnyBody> {

@@ -4,16 +4,15 @@ use std::any::Any;
 use std::convert::Infallible;
 use std::io;
 use std::net::SocketAddr;
+use std::pin::pin;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use http::{Request, Response, Version};
-use hyper::body::Incoming;
+use hyper::server::conn::http1;
 use hyper::service::service_fn;
-use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
-use hyper_util::server::conn::auto;
-use hyper_util::server::graceful::{GracefulShutdown, Watcher};
+use hyper_util::rt::{TokioIo, TokioTimer};
 use rustls::ServerConfig;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpListener;
@@ -21,13 +20,16 @@ use tokio::sync::{Semaphore, watch};
 use tokio::task::JoinSet;
 use tokio_rustls::TlsAcceptor;
 
-use crate::net::body::AnyBody;
-use crate::net::interim::{Desk, InterimStream};
+use crate::net::body::{AnyBody, BoxError};
+use crate::net::h1_interim::InterimStream;
+use crate::net::h2;
+use crate::net::inbound::Inbound;
+use crate::net::interim::Desk;
+use crate::net::preface;
 use crate::net::process::PeerProcess;
 
 const HANDSHAKE: Duration = Duration::from_secs(10);
 const HEADERS: Duration = Duration::from_secs(15);
-const MAX_HEADER_LIST: u32 = 64 * 1024;
 
 /// Who is on the other end of a connection.
 #[derive(Debug)]
@@ -101,12 +103,11 @@ fn places() -> usize {
 /// Answers requests of one listener. Errors are answers, too.
 pub trait Serve: Clone + Send + Sync + 'static {
     /// Answers one request of one peer.
-    fn serve(&self, peer: Arc<Peer>, request: Request<Incoming>) -> impl Future<Output = Response<AnyBody>> + Send;
+    fn serve(&self, peer: Arc<Peer>, request: Request<Inbound>) -> impl Future<Output = Response<AnyBody>> + Send;
 }
 
 /// Serves a listener until the drain begins, then finishes what is in flight.
 pub async fn serve<S: Serve>(listener: TcpListener, tls: Option<Arc<ServerConfig>>, service: S, mut drain: Drain) {
-    let graceful = GracefulShutdown::new();
     let room = Arc::new(Semaphore::new(places()));
     // Dropped with this future, so that a listener that is ended takes its connections with it.
     let mut connections = JoinSet::new();
@@ -125,20 +126,20 @@ pub async fn serve<S: Serve>(listener: TcpListener, tls: Option<Arc<ServerConfig
             }
         };
         let Ok(place) = room.clone().try_acquire_owned() else { continue };
-        let (service, watcher, tls) = (service.clone(), graceful.watcher(), tls.clone());
+        let (service, drain, tls) = (service.clone(), drain.clone(), tls.clone());
         connections.spawn(async move {
             let _ = stream.set_nodelay(true);
             match tls {
                 None => {
-                    connection(stream, Spoken::Either, Peer::new(Some(address), None, None), service, watcher).await;
+                    connection(stream, Spoken::Either, Peer::new(Some(address), None, None), service, drain).await;
                 }
-                Some(tls) => secured(stream, address, tls, service, watcher).await,
+                Some(tls) => secured(stream, address, tls, service, drain).await,
             }
             drop(place);
         });
     }
     drop(listener);
-    graceful.shutdown().await;
+    while connections.join_next().await.is_some() {}
 }
 
 async fn secured<S: Serve>(
@@ -146,14 +147,20 @@ async fn secured<S: Serve>(
     address: SocketAddr,
     tls: Arc<ServerConfig>,
     service: S,
-    watcher: Watcher,
+    mut drain: Drain,
 ) {
-    match tokio::time::timeout(HANDSHAKE, TlsAcceptor::from(tls).accept(stream)).await {
+    let handshake = tokio::select! {
+        biased;
+        handshake = tokio::time::timeout(HANDSHAKE, TlsAcceptor::from(tls).accept(stream)) => handshake,
+        // Who has asked for nothing yet asks elsewhere.
+        () = drain.begun() => return,
+    };
+    match handshake {
         Ok(Ok(stream)) => {
             let leaf = stream.get_ref().1.peer_certificates().and_then(<[_]>::first).map(|c| Arc::from(c.as_ref()));
             let http2 = stream.get_ref().1.alpn_protocol() == Some(b"h2");
             let spoken = if http2 { Spoken::Http2 } else { Spoken::Http1 };
-            connection(stream, spoken, Peer::new(Some(address), leaf, None), service, watcher).await;
+            connection(stream, spoken, Peer::new(Some(address), leaf, None), service, drain).await;
         }
         Ok(Err(error)) => {
             metrics::counter!("popgate_tls_handshakes_failed_total").increment(1);
@@ -174,22 +181,63 @@ pub enum Spoken {
     Either,
 }
 
-/// Serves one connection, whatever carries it. One that brings no request in time is closed, recognised or not.
+/// Serves one connection, whatever carries it, until its client goes or the drain has begun and nothing is in flight. One
+/// that brings no request in time is closed, recognised or not.
 pub async fn connection<S: Serve>(
     stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
     spoken: Spoken,
     peer: Peer,
     service: S,
-    watcher: Watcher,
+    drain: Drain,
 ) {
-    let (peer, asked) = (Arc::new(peer), Arc::new(AtomicBool::new(false)));
-    let seen = asked.clone();
+    let asked = Arc::new(AtomicBool::new(false));
+    let service = Asked { service, asked: asked.clone() };
+    tokio::select! {
+        biased;
+        ended = spoken_with(stream, spoken, Arc::new(peer), service, drain) => if let Err(error) = ended {
+            tracing::debug!(error, "connection ended");
+        },
+        () = unasked(&asked) => tracing::debug!("a connection brought no request in time"),
+    }
+}
+
+async fn spoken_with<S: Serve>(
+    stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    spoken: Spoken,
+    peer: Arc<Peer>,
+    service: S,
+    mut drain: Drain,
+) -> Result<(), BoxError> {
+    match spoken {
+        Spoken::Http1 => http1(stream, peer, service, drain).await?,
+        Spoken::Http2 => h2::server::serve(stream, service, peer, drain).await?,
+        Spoken::Either => {
+            let read = tokio::select! {
+                biased;
+                read = preface::is_http2(stream) => read,
+                () = drain.begun() => return Ok(()),
+            };
+            match read? {
+                (true, stream) => h2::server::serve(stream, service, peer, drain).await?,
+                (false, stream) => http1(stream, peer, service, drain).await?,
+            }
+        }
+    }
+    Ok(())
+}
+
+async fn http1<S: Serve>(
+    stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    peer: Arc<Peer>,
+    service: S,
+    mut drain: Drain,
+) -> Result<(), hyper::Error> {
     let desk = Desk::default();
     let stream = InterimStream::new(stream, desk.clone());
-    let answer = service_fn(move |mut request: Request<Incoming>| {
-        seen.store(true, Ordering::Relaxed);
+    let answer = service_fn(move |request: Request<hyper::body::Incoming>| {
+        let mut request = request.map(Inbound::from);
         let (service, peer) = (service.clone(), peer.clone());
-        // HTTP/1.0 knows no interim answers, and HTTP/2 would frame them otherwise.
+        // HTTP/1.0 knows no interim answers.
         let interim = (request.version() == Version::HTTP_11).then(|| desk.open());
         if let Some(interim) = &interim {
             request.extensions_mut().insert(interim.clone());
@@ -202,26 +250,28 @@ pub async fn connection<S: Serve>(
             })
         }
     });
-    let mut builder = auto::Builder::new(TokioExecutor::new());
-    builder.http1().timer(TokioTimer::new()).header_read_timeout(HEADERS).max_buf_size(128 * 1024);
-    builder
-        .http2()
-        .enable_connect_protocol()
-        .timer(TokioTimer::new())
-        .max_concurrent_streams(256)
-        .max_header_list_size(MAX_HEADER_LIST)
-        .keep_alive_interval(Some(Duration::from_secs(30)));
-    let builder = match spoken {
-        Spoken::Http1 => builder.http1_only(),
-        Spoken::Http2 => builder.http2_only(),
-        Spoken::Either => builder,
-    };
-    let serving = builder.serve_connection_with_upgrades(TokioIo::new(stream), answer).into_owned();
+    let mut builder = http1::Builder::new();
+    builder.timer(TokioTimer::new()).header_read_timeout(HEADERS).max_buf_size(128 * 1024);
+    let mut serving = pin!(builder.serve_connection(TokioIo::new(stream), answer).with_upgrades());
     tokio::select! {
-        ended = watcher.watch(serving) => if let Err(error) = ended {
-            tracing::debug!(%error, "connection ended");
-        },
-        () = unasked(&asked) => tracing::debug!("a connection brought no request in time"),
+        biased;
+        ended = &mut serving => return ended,
+        () = drain.begun() => serving.as_mut().graceful_shutdown(),
+    }
+    serving.await
+}
+
+/// A service that notes whether it was asked anything.
+#[derive(Clone)]
+struct Asked<S> {
+    service: S,
+    asked: Arc<AtomicBool>,
+}
+
+impl<S: Serve> Serve for Asked<S> {
+    fn serve(&self, peer: Arc<Peer>, request: Request<Inbound>) -> impl Future<Output = Response<AnyBody>> + Send {
+        self.asked.store(true, Ordering::Relaxed);
+        self.service.serve(peer, request)
     }
 }
 

@@ -5,12 +5,12 @@ use std::sync::Arc;
 use axum::Router;
 use http::{Request, Response};
 use http_body_util::BodyExt as _;
-use hyper::body::Incoming;
 use hyper::service::Service as _;
 use hyper_util::service::TowerToHyperService;
 
 use crate::domain::refusal::Refusal;
 use crate::net::body::{AnyBody, BoxError};
+use crate::net::inbound::Inbound;
 use crate::net::listener::{Peer, Serve};
 use crate::net::problem;
 
@@ -28,7 +28,7 @@ impl Routed {
     }
 
     /// DNS rebinding makes a browser call a loopback listener by a foreign name: such calls are refused.
-    fn answers_to(&self, request: &Request<Incoming>) -> bool {
+    fn answers_to(&self, request: &Request<Inbound>) -> bool {
         let Some(hosts) = &self.hosts else { return true };
         let header = request.headers().get(http::header::HOST).and_then(|h| h.to_str().ok());
         let authority = request.uri().authority().map(http::uri::Authority::as_str).or(header).unwrap_or_default();
@@ -41,7 +41,7 @@ impl Routed {
 }
 
 impl Serve for Routed {
-    async fn serve(&self, peer: Arc<Peer>, mut request: Request<Incoming>) -> Response<AnyBody> {
+    async fn serve(&self, peer: Arc<Peer>, mut request: Request<Inbound>) -> Response<AnyBody> {
         if !self.answers_to(&request) {
             return problem::response(
                 &Refusal::new(421, "misdirected", "this listener does not answer to that host name"),

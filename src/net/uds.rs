@@ -4,8 +4,8 @@ use std::os::unix::ffi::OsStrExt as _;
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 
-use hyper_util::server::graceful::GracefulShutdown;
 use tokio::net::UnixListener;
+use tokio::task::JoinSet;
 
 use crate::net::listener::{Drain, Peer, Serve, Spoken, connection};
 
@@ -39,12 +39,13 @@ pub fn bind(path: &Path) -> Result<UnixListener, SocketError> {
 
 /// Serves root and the service's own user until the drain begins.
 pub async fn serve<S: Serve>(listener: UnixListener, service: S, mut drain: Drain) {
-    let graceful = GracefulShutdown::new();
+    let mut connections = JoinSet::new();
     let own = nix::unistd::Uid::effective().as_raw();
     loop {
         let accepted = tokio::select! {
             accepted = listener.accept() => accepted,
             () = drain.begun() => break,
+            Some(_) = connections.join_next() => continue,
         };
         let Ok((stream, _)) = accepted else { continue };
         let Some(uid) = stream.peer_cred().ok().map(|c| c.uid()).filter(|uid| *uid == 0 || *uid == own) else {
@@ -52,8 +53,8 @@ pub async fn serve<S: Serve>(listener: UnixListener, service: S, mut drain: Drai
             continue;
         };
         let peer = Peer::new(None, None, Some(uid));
-        tokio::spawn(connection(stream, Spoken::Either, peer, service.clone(), graceful.watcher()));
+        connections.spawn(connection(stream, Spoken::Either, peer, service.clone(), drain.clone()));
     }
     drop(listener);
-    graceful.shutdown().await;
+    while connections.join_next().await.is_some() {}
 }

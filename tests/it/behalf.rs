@@ -33,8 +33,7 @@ async fn nobody_approves_what_is_asked_on_their_own_word_and_an_approval_is_for_
                 put("popgate-approval", id);
             }
             let body = bytes::Bytes::from_static(b"{\"if_version\":3}");
-            let call =
-                popgate::client::session::Call { method: Method::POST, url: &url, headers: headers.clone(), body };
+            let call = popgate::client::session::Call::new(Method::POST, &url, headers.clone(), body);
             let response = solver.session.raw(&call, headers, false).await.expect("answered");
             let answer = crate::world::Answer::read(response).await;
             if answer.header("dpop-nonce").is_empty() {

@@ -62,6 +62,44 @@ async fn an_injected_credential_is_found_in_json_however_it_is_spelt() {
     assert!(!answer.json()["echo"].as_str().expect("text").contains(crate::world::ENGINE_KEY), "{}", answer.text());
 }
 
+/// What upstream reads of a request whose client sends half a body over HTTP/2 and resets the stream.
+async fn half_a_body(service: &Service, reason: h2::Reason, upstream: tokio::net::TcpListener) -> String {
+    let solver = service.solver().await;
+    let url = service.url("gateway", "/half/a");
+    assert_eq!(solver.get(&service.url("gateway", "/v1/runs/r1")).await.status, 200, "learns the nonce");
+    let token = solver.token(&url).await;
+    let stream = service.raw(&solver, b"h2").await;
+    let (mut send, connection) = h2::client::handshake(stream).await.expect("HTTP/2");
+    tokio::spawn(connection);
+    let proof = solver.session.prove("POST", &url, Some(&token));
+    let request = http::Request::post(&url).header("dpop", proof);
+    let request = request.header("authorization", format!("DPoP {}", token.expose()));
+    let (_answer, mut body) = send.send_request(request.body(()).expect("a request"), false).expect("sends");
+    body.send_data("half".into(), false).expect("sends");
+    let mut stream = upstream.accept().await.expect("accepts").0;
+    let mut read = Vec::new();
+    while !read.ends_with(b"half\r\n") {
+        assert!(stream.read_buf(&mut read).await.expect("reads") > 0, "{}", String::from_utf8_lossy(&read));
+    }
+    body.send_reset(reason);
+    // The connection ends with what is broken.
+    let _ = stream.read_to_end(&mut read).await;
+    String::from_utf8(read).expect("UTF-8")
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_a_client_resets_never_looks_whole_to_upstream() {
+    for reason in [h2::Reason::CANCEL, h2::Reason::NO_ERROR] {
+        let upstream = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("binds");
+        let address = upstream.local_addr().expect("bound");
+        let routes = crate::protocols::route("half", "/half", &format!("url = \"http://{address}\""), "")
+            + &crate::protocols::operation("x.half", "POST /half/**", "");
+        let service = Service::start_routes(&routes, &["x.half"], &[]).await;
+        let read = half_a_body(&service, reason, upstream).await;
+        assert!(read.contains("transfer-encoding: chunked") && read.ends_with("half\r\n"), "{reason}: {read}");
+    }
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn administration_answers_no_page_of_another_site() {
     let service = Service::start().await;

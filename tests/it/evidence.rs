@@ -95,12 +95,12 @@ async fn killed_at_any_moment_the_log_recovers_whole_and_verifies() {
                 tokio::spawn(async move {
                     let mut acknowledged = Vec::new();
                     for _ in 0..30 {
-                        let call = popgate::client::session::Call {
-                            method: Method::GET,
-                            url: &url,
-                            headers: http::HeaderMap::new(),
-                            body: bytes::Bytes::new(),
-                        };
+                        let call = popgate::client::session::Call::new(
+                            Method::GET,
+                            &url,
+                            http::HeaderMap::new(),
+                            bytes::Bytes::new(),
+                        );
                         let Ok(response) = solver.session.call(&call).await else { break };
                         if response.status() == 200 {
                             acknowledged

@@ -1,11 +1,17 @@
-//! Interim answers (RFC 9110 section 15.2): what upstream says before its answer reaches who speaks HTTP/1.1.
+//! Interim answers (RFC 9110 section 15.2): what upstream says before its answer reaches the client, whichever versions of
+//! HTTP they speak.
 
-use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
-use tokio::net::TcpListener;
+use std::future::poll_fn;
+
+use bytes::Bytes;
+use http::{Request, Response, StatusCode};
+use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
+use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::mpsc;
 
 use crate::protocols::{operation, route};
-use crate::world::{Client, Service, run, stdout};
+use crate::proxied::start;
+use crate::world::{Client, SOLVER, Service, run, stdout};
 
 /// An upstream that hints and then answers when it is told to.
 async fn hinting() -> (String, mpsc::UnboundedSender<()>) {
@@ -30,6 +36,78 @@ async fn hinting() -> (String, mpsc::UnboundedSender<()>) {
         }
     });
     (address, go)
+}
+
+/// The same over one connection of HTTP/2, in the clear with prior knowledge.
+async fn hinting_over_http2() -> (String, mpsc::UnboundedSender<()>) {
+    let listener = TcpListener::bind("127.0.0.1:0").await.expect("binds");
+    let address = listener.local_addr().expect("bound").to_string();
+    let (go, mut told) = mpsc::unbounded_channel();
+    tokio::spawn(async move {
+        let (stream, _) = listener.accept().await.expect("accepts");
+        let mut connection = h2::server::handshake(stream).await.expect("HTTP/2");
+        let mut waiting = None::<h2::server::SendResponse<Bytes>>;
+        loop {
+            tokio::select! {
+                asked = connection.accept() => {
+                    let Some(Ok((_, mut respond))) = asked else { return };
+                    let processing = Response::builder().status(102).body(()).expect("a head");
+                    respond.send_informational(processing).expect("sends");
+                    let hints = Response::builder().status(103).header("link", "</style.css>; rel=preload");
+                    let hints = hints.header("x-by", "ann@example.org").header("popgate-request-id", "forged");
+                    respond.send_informational(hints.body(()).expect("a head")).expect("sends");
+                    waiting = Some(respond);
+                }
+                Some(()) = told.recv(), if waiting.is_some() => {
+                    let mut respond = waiting.take().expect("waits");
+                    let answer = Response::builder().header("content-type", "text/plain").body(()).expect("a head");
+                    let mut body = respond.send_response(answer, false).expect("sends");
+                    body.send_data(Bytes::from_static(b"ok"), true).expect("sends");
+                }
+            }
+        }
+    });
+    (address, go)
+}
+
+/// What a client of HTTP/2 reads on a connection of its own: two interim answers before upstream was told to answer, and
+/// then the answer.
+async fn over_http2(
+    stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    request: Request<()>,
+    go: &mpsc::UnboundedSender<()>,
+) -> (Vec<Response<()>>, String) {
+    let (mut send, connection) = h2::client::handshake(stream).await.expect("HTTP/2");
+    tokio::spawn(connection);
+    let (mut answer, _) = send.send_request(request, true).expect("sends");
+    let mut interim = Vec::new();
+    while interim.len() < 2 {
+        let came = poll_fn(|cx| answer.poll_informational(cx)).await;
+        interim.push(came.expect("comes before upstream has answered").expect("sound"));
+    }
+    go.send(()).expect("waits");
+    let answer = answer.await.expect("answers");
+    assert_eq!(answer.status(), 200);
+    let mut body = answer.into_body();
+    let mut whole = Vec::new();
+    while let Some(data) = body.data().await {
+        whole.extend(data.expect("sound"));
+    }
+    (interim, String::from_utf8(whole).expect("UTF-8"))
+}
+
+/// The same through the gateway.
+async fn proved_over_http2(
+    service: &Service,
+    client: &Client,
+    path: &str,
+    go: &mpsc::UnboundedSender<()>,
+) -> (Vec<Response<()>>, String) {
+    let url = service.url("gateway", path);
+    let token = client.token(&url).await;
+    let proof = client.session.prove("GET", &url, Some(&token));
+    let request = Request::get(&url).header("authorization", format!("DPoP {}", token.expose())).header("dpop", proof);
+    over_http2(service.raw(client, b"h2").await, request.body(()).expect("a request"), go).await
 }
 
 /// One request on a connection of its own: what comes before upstream was told to answer, and what then.
@@ -84,7 +162,7 @@ async fn what_upstream_says_before_its_answer_passes_as_answers_do() {
     assert_eq!(
         solver.get(&service.url("gateway", "/plain/a")).await.text(),
         "ok",
-        "over HTTP/2 the answer alone passes"
+        "who has no use for hints gets the answer"
     );
 
     let [before, after] = asked(&service, &solver, "/plain/a", "HTTP/1.1", &go).await;
@@ -115,4 +193,76 @@ async fn what_upstream_says_before_its_answer_passes_as_answers_do() {
     let [_, after] = asked(&service, &solver, "/plain/a", "HTTP/1.0", &go).await;
     assert!(after.starts_with("HTTP/1.0 200 OK\r\n"), "no client of HTTP/1.0 knows them: {after}");
     assert_eq!(service.verify().await.status.code(), Some(0));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn interim_answers_pass_whichever_versions_of_http_the_two_ends_speak() {
+    let ((first, go_first), (second, go_second)) = (hinting().await, hinting_over_http2().await);
+    let (third, go_third) = hinting_over_http2().await;
+    let [second, third] = [second, third].map(|at| format!("url = \"http://{at}\", protocol = \"http2\""));
+    let routes = route("first", "/first", &format!("url = \"http://{first}\""), "")
+        + &operation("x.first", "GET /first/**", "")
+        + &route("second", "/second", &second, "")
+        + &operation("x.second", "GET /second/**", "")
+        + &route("masked", "/masked", &third, "mask = \"names\"")
+        + &operation("x.masked", "GET /masked/**", "")
+        + "[mask.names]\ndetectors = [\"email\"]\nheaders = [\"x-by\"]\n";
+    let service = Service::start_routes(&routes, &["x.first", "x.second", "x.masked"], &[]).await;
+    let solver = service.solver().await;
+    go_first.send(()).expect("waits");
+    assert_eq!(solver.get(&service.url("gateway", "/first/a")).await.text(), "ok", "learns the nonce");
+
+    for (path, go) in [("/first/a", &go_first), ("/second/a", &go_second)] {
+        let (interim, body) = proved_over_http2(&service, &solver, path, go).await;
+        assert_eq!(body, "ok");
+        assert_eq!([interim[0].status(), interim[1].status()].map(|s| s.as_u16()), [102, 103], "{path}");
+        let hints = interim[1].headers();
+        assert_eq!(hints["link"], "</style.css>; rel=preload", "{path}");
+        assert!(!hints.contains_key("popgate-request-id"), "{path}: that name is the gateway's");
+    }
+    let [before, after] = asked(&service, &solver, "/second/a", "HTTP/1.1", &go_second).await;
+    assert_eq!(
+        before,
+        "HTTP/1.1 102 Processing\r\n\r\nHTTP/1.1 103 Early Hints\r\nlink: </style.css>; rel=preload\r\nx-by: ann@example.org\r\n\r\n"
+    );
+    assert!(after.starts_with("HTTP/1.1 200 OK\r\n"), "{after}");
+    let (interim, _) = proved_over_http2(&service, &solver, "/masked/a", &go_third).await;
+    assert!(!format!("{:?}", interim[1].headers()).contains("ann@"), "{interim:?}");
+    assert_eq!(service.verify().await.status.code(), Some(0));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_signing_proxy_passes_interim_answers_on() {
+    let (upstream, go) = hinting().await;
+    let routes = route("hints", "/hints", &format!("url = \"http://{upstream}\""), "")
+        + &operation("x.hints", "GET /hints/**", "");
+    let service = Service::start_routes(&routes, &["x.hints"], &[]).await;
+    let dir = tempfile::tempdir().expect("tempdir");
+    let own = dir.path().join("solver");
+    service.enrol(SOLVER).await.save(&own).expect("saves");
+    let (own, to) = (own.to_str().expect("UTF-8"), service.addresses["gateway"].clone());
+    let log = dir.path().join("log");
+    let (_proxy, proxy) =
+        start(&["proxy", "--json", "--identity", own, "--listen", "127.0.0.1:0", "--to", &to], "proxy", &log);
+    let address = proxy.trim_start_matches("http://").to_owned();
+
+    let request = Request::get(format!("{proxy}/hints/a")).body(()).expect("a request");
+    let stream = TcpStream::connect(&address).await.expect("connects");
+    let (interim, body) = over_http2(stream, request, &go).await;
+    assert_eq!((interim[1].status(), body.as_str()), (StatusCode::from_u16(103).expect("a status"), "ok"));
+    assert_eq!(interim[1].headers()["link"], "</style.css>; rel=preload");
+
+    let mut stream = TcpStream::connect(&address).await.expect("connects");
+    let head = format!("GET /hints/a HTTP/1.1\r\nhost: {address}\r\nconnection: close\r\n\r\n");
+    stream.write_all(head.as_bytes()).await.expect("writes");
+    let mut before = Vec::new();
+    while before.windows(4).filter(|w| w == b"\r\n\r\n").count() < 2 {
+        assert!(stream.read_buf(&mut before).await.expect("reads") > 0, "{}", String::from_utf8_lossy(&before));
+    }
+    go.send(()).expect("waits");
+    let before = String::from_utf8(before).expect("UTF-8");
+    assert!(before.contains("HTTP/1.1 103 Early Hints\r\n") && before.contains("link: </style.css>"), "{before}");
+    let mut after = String::new();
+    stream.read_to_string(&mut after).await.expect("reads");
+    assert!(after.starts_with("HTTP/1.1 200 OK\r\n") && after.ends_with("ok"), "{after}");
 }

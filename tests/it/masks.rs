@@ -109,7 +109,7 @@ async fn case_26_27_28_29_what_is_coded_otherwise_or_bursts_is_refused() {
     for (headers, body) in [(&[][..], gzip.clone()), (&[("content-encoding", "gzip")], bomb)] {
         world.answers(200, headers, &body);
         let url = world.service.url("gateway", "/v1/runs/r1");
-        let call = Call { method: Method::GET, url: &url, headers: HeaderMap::new(), body: bytes::Bytes::new() };
+        let call = Call::new(Method::GET, &url, HeaderMap::new(), bytes::Bytes::new());
         // The reset may come before the head has left.
         if let Ok(response) = world.solver.session.call(&call).await {
             let answer = Answer::read(response).await;

@@ -15,6 +15,7 @@ use hyper_util::client::legacy::connect::HttpConnector;
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use popgate::client::session::{Call, Session};
 use popgate::net::body::{AnyBody, full};
+use popgate::net::inbound::Inbound;
 use popgate::net::listener::{self, Drain};
 use popgate::net::router::Routed;
 use serde_json::json;
@@ -207,8 +208,8 @@ fn upgrade_headers() -> HeaderMap {
     headers
 }
 
-async fn opened(solver: &Client, url: &str, headers: HeaderMap) -> Response<Incoming> {
-    let call = Call { method: Method::GET, url, headers, body: Bytes::new() };
+async fn opened(solver: &Client, url: &str, headers: HeaderMap) -> Response<Inbound> {
+    let call = Call::new(Method::GET, url, headers, Bytes::new());
     solver.session.stream(&call, full(""), true).await.expect("answered")
 }
 
@@ -486,7 +487,7 @@ async fn case_35_trailers_pass_both_ways_masked_and_without_what_they_may_not_ca
         let mut headers = HeaderMap::new();
         headers.insert("te", HeaderValue::from_static("trailers"));
         headers.insert("content-type", HeaderValue::from_static("text/plain"));
-        let call = Call { method: Method::POST, url: &url, headers, body: Bytes::new() };
+        let call = Call::new(Method::POST, &url, headers, Bytes::new());
         let response = solver.session.stream(&call, body, false).await.expect("answered");
         assert_eq!(response.status(), 200);
         let whole = response.into_body().collect().await.expect("reads");

@@ -23,7 +23,7 @@ pub fn start(args: &[&str], name: &str, log: &Path) -> (Running, String) {
     (process, address.to_owned())
 }
 
-fn routes(engine: &str, grpc: &str, sockets: &str) -> String {
+fn routes(engine: &str, grpc: &str, sockets: &str, hints: &str) -> String {
     let engine = format!("url = \"{engine}\"");
     let mut text = route("llm", "/v1/chat", &engine, "mask = \"pii\"");
     text += &operation("x.chat", "POST /v1/chat/completions", "reads = \"chat\"");
@@ -45,11 +45,24 @@ fn routes(engine: &str, grpc: &str, sockets: &str) -> String {
     text += &operation("x.pass", "GET /ws/pass", "websocket = \"pass\"");
     text += &operation("x.judged", "GET /ws/judged", "websocket = \"judge\"");
     text += &operation("x.say", "MESSAGE /ws/judged", "select = { \"/kind\" = \"say\" }");
-    text + &operation("x.wipe", "MESSAGE /ws/judged", "select = { \"/kind\" = \"wipe\" }")
+    text += &operation("x.wipe", "MESSAGE /ws/judged", "select = { \"/kind\" = \"wipe\" }");
+    text += &route("hints", "/hints", &format!("url = \"{hints}\", protocol = \"http2\""), "");
+    text + &operation("x.hints", "GET /hints", "")
 }
 
-const PERMITS: [&str; 10] =
-    ["x.chat", "x.call", "x.models", "x.mcp", "x.mcp.get", "x.mcp.end", "x.rpc", "x.pass", "x.judged", "x.say"];
+const PERMITS: [&str; 11] = [
+    "x.hints",
+    "x.chat",
+    "x.call",
+    "x.models",
+    "x.mcp",
+    "x.mcp.get",
+    "x.mcp.end",
+    "x.rpc",
+    "x.pass",
+    "x.judged",
+    "x.say",
+];
 
 const TOOLS: &str = r#"@id("one-tool") permit (principal in Group::"solvers", action == Action::"x.tool", resource) when { context.mcp.name == "solve" };"#;
 
@@ -70,7 +83,11 @@ async fn unmodified_clients_work_and_the_documented_table_says_what_they_did() {
     let (_engine, engine) = start(&["tot", "serve", "--json", "--listen", "127.0.0.1:0"], "engine", &log);
     let (grpc, _switch) = grpc_server().await;
     let sockets = echo().await;
-    let service = Service::start_routes(&routes(&engine, &grpc, &sockets), &PERMITS, &[("tools.cedar", TOOLS)]).await;
+    let mut hints = Command::new("node");
+    let (_hints, ready) = Running::start(hints.arg(script("hints.mjs")), |_| {});
+    let hints = format!("http://127.0.0.1:{}", ready["port"]);
+    let service =
+        Service::start_routes(&routes(&engine, &grpc, &sockets, &hints), &PERMITS, &[("tools.cedar", TOOLS)]).await;
     service.upstream.on_request(|_| respond(200, "application/json", r#"{"ok":true}"#));
     let own = dir.path().join("solver");
     service.enrol(SOLVER).await.save(&own).expect("saves");
@@ -96,6 +113,16 @@ async fn unmodified_clients_work_and_the_documented_table_says_what_they_did() {
             bounded("curl").args(["-s", flag, "-o", "/dev/null", "-w", "%{http_code} %{http_version}", &url]).output();
         let told = stdout(&output.expect("curl runs"));
         table.push(row("curl", "Debian's", label, if told == want { "ok" } else { &told }));
+    }
+    for (label, flag) in [
+        ("103 from Node's HTTP/2 server, over HTTP/1.1", "--http1.1"),
+        ("the same over HTTP/2", "--http2-prior-knowledge"),
+    ] {
+        let told = bounded("curl").args(["-si", flag, &format!("{proxy}/hints")]).output();
+        let told = stdout(&told.expect("curl runs"));
+        let (hint, answer) = told.split_once("\r\n\r\n").unwrap_or_default();
+        let good = hint.contains(" 103") && hint.contains("rel=preload") && answer.contains(" 200");
+        table.push(row("curl", "Debian's", label, if good { "ok" } else { &told }));
     }
     let direct = direct_curl(&service, own).await;
     table.push(row(

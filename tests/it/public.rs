@@ -35,8 +35,7 @@ async fn world() -> (Upstream, Service) {
 async fn plain(anybody: &Client, method: &str, url: &str, headers: &[(&'static str, &str)], body: &str) -> Answer {
     let named = headers.iter().map(|(n, v)| (n.parse().expect("a name"), HeaderValue::from_str(v).expect("a value")));
     let headers: HeaderMap = named.collect();
-    let call =
-        Call { method: method.parse().expect("a method"), url, headers: headers.clone(), body: body.to_owned().into() };
+    let call = Call::new(method.parse().expect("a method"), url, headers.clone(), body.to_owned().into());
     Answer::read(anybody.session.raw(&call, headers, false).await.expect("answered")).await
 }
 

@@ -48,7 +48,7 @@ async fn call(load: Arc<Load>, sessions: Arc<Sessions>, urls: [String; 2]) {
         for url in &urls {
             let session = sessions.session().expect("a session");
             load.serials.lock().expect("no panic").insert(session.identity().svid.serial.clone());
-            let call = Call { method: Method::GET, url, headers: HeaderMap::new(), body: Bytes::new() };
+            let call = Call::new(Method::GET, url, HeaderMap::new(), Bytes::new());
             let answer = match session.call(&call).await {
                 Ok(response) => Answer::read(response).await,
                 Err(error) => {

@@ -44,7 +44,7 @@ async fn a_proof_that_signs_for_another_body_is_refused() {
             if let Some(nonce) = &nonce {
                 proof.payload["nonce"] = nonce.as_str().into();
             }
-            let call = Call { method: Method::POST, url: &url, headers: HeaderMap::new(), body: "{\"a\":2}".into() };
+            let call = Call::new(Method::POST, &url, HeaderMap::new(), "{\"a\":2}".into());
             let mut headers = HeaderMap::new();
             headers.insert("authorization", format!("DPoP {}", token.expose()).parse().expect("a value"));
             headers.insert("dpop", proof.sign().parse().expect("a value"));
@@ -233,7 +233,7 @@ async fn our_own_answers_to_head_have_a_head_alone() {
         ("/.popgate/x", false, 404),
     ] {
         let url = service.url("gateway", path);
-        let call = Call { method: Method::HEAD, url: &url, headers: HeaderMap::new(), body: "".into() };
+        let call = Call::new(Method::HEAD, &url, HeaderMap::new(), "".into());
         let response = match proved {
             true => solver.session.call(&call).await,
             false => solver.session.raw(&call, HeaderMap::new(), false).await,
@@ -259,7 +259,7 @@ async fn who_signs_for_a_body_is_held_to_it_on_any_route() {
     let token = solver.token(&url).await;
     assert_eq!(solver.get(&url).await.status, 200, "learns the nonce");
     for (signed, sent, status) in [("{\"n\":1}", "{\"n\":9999}", 401), ("{\"n\":1}", "{\"n\":1}", 200)] {
-        let call = Call { method: Method::POST, url: &url, headers: HeaderMap::new(), body: sent.into() };
+        let call = Call::new(Method::POST, &url, HeaderMap::new(), sent.into());
         let proof = solver.session.prove_body("POST", &url, Some(&token), Some(signed.as_bytes()));
         let mut headers = HeaderMap::new();
         headers.insert("authorization", format!("DPoP {}", token.expose()).parse().expect("a value"));

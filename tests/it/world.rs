@@ -21,6 +21,7 @@ use popgate::domain::digest::Sha256;
 use popgate::domain::secret::{AccessToken, JoinToken};
 use popgate::domain::time::Clock as _;
 use popgate::net::body::{AnyBody, full, read};
+use popgate::net::inbound::Inbound;
 use popgate::net::keys::P256Key;
 use popgate::protocol::jwk::PublicKey;
 use popgate::store::clock::SystemClock;
@@ -446,7 +447,11 @@ pub struct Answer {
 }
 
 impl Answer {
-    pub async fn read(response: Response<Incoming>) -> Self {
+    pub async fn read<B>(response: Response<B>) -> Self
+    where
+        B: hyper::body::Body<Data = Bytes>,
+        B::Error: Into<popgate::net::body::BoxError>,
+    {
         let error = challenge(&response);
         let (parts, body) = response.into_parts();
         let read = read(body, 256 << 20).await;
@@ -492,7 +497,7 @@ impl Client {
         url: &str,
         headers: &[(&'static str, &str)],
         body: &str,
-    ) -> Response<Incoming> {
+    ) -> Response<Inbound> {
         let call = build(method, url, headers, body);
         self.session.call(&call).await.expect("answered")
     }
@@ -521,7 +526,7 @@ fn build<'a>(method: &str, url: &'a str, headers: &[(&'static str, &str)], body:
     if !body.is_empty() && !map.contains_key("content-type") {
         map.insert("content-type", HeaderValue::from_static("application/json"));
     }
-    Call { method: method.parse().expect("a method"), url, headers: map, body: Bytes::from(body.to_owned()) }
+    Call::new(method.parse().expect("a method"), url, map, Bytes::from(body.to_owned()))
 }
 
 /// A proof made by hand, so that each part of it can be wrong.

@@ -13,7 +13,6 @@ use bytes::Bytes;
 use clap::Args;
 use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, Response};
 use http_body_util::BodyExt as _;
-use hyper::body::Incoming;
 use serde_json::{Value, json};
 use tokio::io::{AsyncBufReadExt as _, AsyncWriteExt as _, BufReader};
 use tokio::net::UnixListener;
@@ -28,6 +27,7 @@ use crate::client::session::{Call, Session, challenge};
 use crate::domain::digest::Sha256;
 use crate::domain::secret::{AccessToken, JoinToken};
 use crate::net::body::read;
+use crate::net::inbound::Inbound;
 use crate::protocol::form;
 
 const MAX_BODY: usize = 64 << 20;
@@ -200,7 +200,7 @@ impl Workload {
                 Bytes::from(body.to_string())
             }
         };
-        Ok(Call { method, url: text(order, "url"), headers, body })
+        Ok(Call::new(method, text(order, "url"), headers, body))
     }
 
     /// Exactly these headers, nothing added.
@@ -213,7 +213,7 @@ impl Workload {
     }
 
     /// A proved call: what [`Session::call`] does, with each credential remembered.
-    async fn proved(&self, order: &Value) -> Result<Response<Incoming>, String> {
+    async fn proved(&self, order: &Value) -> Result<Response<Inbound>, String> {
         let session = self.session()?;
         let call = Self::build(order)?;
         let target = self.target(order).await?;
@@ -297,7 +297,7 @@ impl Workload {
     }
 }
 
-async fn whole(response: Response<Incoming>) -> Result<Value, String> {
+async fn whole(response: Response<Inbound>) -> Result<Value, String> {
     let (parts, body) = response.into_parts();
     let header = |name: &str| parts.headers.get(name).and_then(|v| v.to_str().ok()).map(ToOwned::to_owned);
     let bytes = read(body, MAX_BODY).await.map_err(|e| e.to_string())?;

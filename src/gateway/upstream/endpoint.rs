@@ -5,8 +5,8 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
 
-use crate::gateway::upstream::config::{EjectConfig, HealthConfig, Protocol};
-use crate::gateway::upstream::dial::{self, Connections, Dialling};
+use crate::gateway::upstream::config::{EjectConfig, HealthConfig};
+use crate::net::connections::{self, Connections, Dialling};
 
 /// Most times in a row that lengthen an ejection.
 const MOST_TIMES: u32 = 10;
@@ -19,8 +19,6 @@ pub struct Endpoint {
     pub address: SocketAddr,
     /// The connections to it.
     pub connections: Connections,
-    /// Those that can switch protocols: HTTP/1.1, whatever ALPN would agree on.
-    pub upgrading: Connections,
     in_flight: AtomicUsize,
     standing: Mutex<Standing>,
 }
@@ -41,12 +39,8 @@ struct Standing {
 impl Endpoint {
     /// An endpoint that is taken for well.
     pub fn new(site: usize, address: SocketAddr, dialling: &Dialling) -> Self {
-        let connections = dial::connections(dialling, address);
-        let upgrading = match dialling.protocol {
-            Protocol::Auto => dial::connections(&Dialling { protocol: Protocol::Http1, ..dialling.clone() }, address),
-            _ => connections.clone(),
-        };
-        Self { site, address, connections, upgrading, in_flight: AtomicUsize::new(0), standing: Mutex::default() }
+        let connections = Connections::new(dialling, connections::Place::Address(address));
+        Self { site, address, connections, in_flight: AtomicUsize::new(0), standing: Mutex::default() }
     }
 
     fn standing(&self) -> std::sync::MutexGuard<'_, Standing> {

@@ -1,7 +1,6 @@
 //! A protected service: a pool of endpoints, from which each request gets the fittest.
 
 pub mod config;
-mod dial;
 pub mod endpoint;
 mod names;
 #[cfg(test)]
@@ -20,17 +19,17 @@ use http::header::HeaderValue;
 use http::request::Parts;
 use http::uri::{Authority, PathAndQuery, Scheme, Uri};
 use http::{Request, Response, StatusCode};
-use hyper::body::Incoming;
 use rustls::ClientConfig;
 use rustls::pki_types::{CertificateDer, ServerName, pem::PemObject as _};
 
 use crate::domain::spiffe_id::SpiffeId;
-use crate::gateway::upstream::config::UpstreamConfig;
-use crate::gateway::upstream::dial::Dialling;
+use crate::gateway::upstream::config::{Protocol, UpstreamConfig};
 use crate::gateway::upstream::endpoint::{Endpoint, Place};
 use crate::gateway::upstream::names::Names;
 use crate::gateway::upstream::tries::Untouched;
 use crate::net::body::AnyBody;
+use crate::net::connections::{Dialling, Versions};
+use crate::net::inbound::Inbound;
 use crate::net::tls::{self, LeafCheck, OwnTls};
 use crate::protocol::svid::X509Svid;
 
@@ -222,7 +221,7 @@ impl Upstream {
         target: &str,
         body: AnyBody,
         blameless: &(dyn Fn() -> bool + Sync),
-    ) -> Result<(Response<Incoming>, Place), Unsent> {
+    ) -> Result<(Response<Inbound>, Place), Unsent> {
         let endpoints = self.endpoints().await;
         if endpoints.is_empty() {
             return Err(Unsent::Unreachable("its name comes to no address".into()));
@@ -255,15 +254,15 @@ impl Upstream {
         body: AnyBody,
         place: &Place,
         blameless: &(dyn Fn() -> bool + Sync),
-    ) -> Result<Response<Incoming>, (Unsent, bool)> {
+    ) -> Result<Response<Inbound>, (Unsent, bool)> {
         let endpoint = place.endpoint();
         let mut request = Request::from_parts(head.clone(), body);
         let uri = self.uri(endpoint, target).map_err(|e| (Unsent::Unreachable(e.to_string()), false))?;
         *request.uri_mut() = uri;
-        // Only HTTP/1.1 switches protocols so.
         let switches = head.headers.contains_key(http::header::UPGRADE);
-        let connections = if switches { &endpoint.upgrading } else { &endpoint.connections };
-        match connections.request(request).await {
+        let connections = &endpoint.connections;
+        let answered = if switches { connections.switching(request).await } else { connections.request(request).await };
+        match answered {
             Ok(response) => {
                 // What a proxy before the service says of it speaks against the endpoint, too.
                 match response.status() {
@@ -274,17 +273,13 @@ impl Upstream {
                 }
                 Ok(response)
             }
-            Err(error) => {
+            Err(unanswered) => {
                 // A client that went, or whose body is malformed, says nothing of the endpoint.
                 if !blameless() {
                     self.blame(endpoint);
                 }
-                let text = chain(&error);
-                if error.is_connect() {
-                    Err((Unsent::Unreachable(text), true))
-                } else {
-                    Err((Unsent::Broke(text), is_refused(&error)))
-                }
+                let unsent = if unanswered.undialled { Unsent::Unreachable } else { Unsent::Broke };
+                Err((unsent(unanswered.why()), unanswered.unseen))
             }
         }
     }
@@ -351,29 +346,14 @@ fn site(url: &str, config: &UpstreamConfig, roots: &[Vec<u8>], tls: &Arc<ClientC
     let host = authority.host().trim_start_matches('[').trim_end_matches(']').to_owned();
     let name = config.server_name.clone().unwrap_or_else(|| host.clone());
     // In the clear nobody looks at it, and hosts need not be names of the DNS.
-    let name = if secure { name } else { "localhost".to_owned() };
-    let server_name = ServerName::try_from(name.clone()).map_err(|e| format!("server name {name:?}: {e}"))?;
+    let named = |name: String| ServerName::try_from(name.clone()).map_err(|e| format!("server name {name:?}: {e}"));
+    let server_name = secure.then(|| named(name)).transpose()?;
     let port = authority.port_u16().unwrap_or(if secure { 443 } else { 80 });
-    let protocol = config.protocol;
-    let dialling = Dialling { timeout: config.connect_timeout.0, protocol, tls: tls.clone(), server_name };
+    let versions = match config.protocol {
+        Protocol::Auto => Versions::Either,
+        Protocol::Http1 => Versions::Http1,
+        Protocol::Http2 => Versions::Http2,
+    };
+    let dialling = Dialling { timeout: config.connect_timeout.0, versions, tls: tls.clone(), server_name };
     Ok(Site { scheme: scheme.clone(), host, port, dialling })
-}
-
-/// Whether an HTTP/2 peer says that it did not process the request.
-fn is_refused(error: &(dyn std::error::Error + 'static)) -> bool {
-    let h2 = error.downcast_ref::<h2::Error>();
-    h2.is_some_and(|e| e.is_remote() && e.reason() == Some(h2::Reason::REFUSED_STREAM))
-        || error.source().is_some_and(is_refused)
-}
-
-/// An error with all its causes.
-pub fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(cause) = source {
-        text.push_str(": ");
-        text.push_str(&cause.to_string());
-        source = cause.source();
-    }
-    text
 }

@@ -6,9 +6,9 @@ use std::time::Duration;
 use http::{Request, Version};
 use tokio::task::JoinSet;
 
+use crate::gateway::upstream::Upstream;
 use crate::gateway::upstream::config::HealthConfig;
 use crate::gateway::upstream::endpoint::Endpoint;
-use crate::gateway::upstream::{Upstream, chain};
 use crate::net::body::{full, read};
 
 /// Longest answer to a health check that is read.
@@ -65,7 +65,7 @@ async fn ask(upstream: &Upstream, endpoint: &Endpoint, path: &str) -> Result<(),
     *request.uri_mut() = uri;
     *request.version_mut() = Version::HTTP_11;
     request.headers_mut().insert(http::header::HOST, upstream.host().clone());
-    let response = endpoint.connections.request(request).await.map_err(|e| chain(&e))?;
+    let response = endpoint.connections.request(request).await.map_err(|e| e.why())?;
     let status = response.status();
     let _ = read(response.into_body(), MAX_ANSWER).await;
     if status.is_success() { Ok(()) } else { Err(format!("it answered {status}")) }

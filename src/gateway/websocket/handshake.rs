@@ -1,14 +1,14 @@
 //! The opening handshake: RFC 6455 section 4, and RFC 8441 over HTTP/2.
 
+use h2::ext::Protocol;
 use http::header::{self, HeaderMap, HeaderValue};
 use http::request::Parts;
 use http::{Method, Response, StatusCode, Version};
-use hyper::ext::Protocol;
-use hyper::upgrade::OnUpgrade;
 use tokio_tungstenite::tungstenite::handshake::derive_accept_key;
 
 use crate::domain::refusal::Refusal;
 use crate::net::body::{AnyBody, full};
+use crate::net::upgrade::Upgrading;
 use crate::store::entropy;
 
 /// A client's opening handshake.
@@ -19,12 +19,12 @@ pub struct Handshake {
     key: String,
     /// Subprotocols that the client offers.
     protocols: Option<HeaderValue>,
-    upgrade: std::sync::Mutex<Option<OnUpgrade>>,
+    upgrade: std::sync::Mutex<Option<Upgrading>>,
 }
 
 impl Handshake {
     /// The handshake of a request, if it is one. `CONNECT` for anything else is refused.
-    pub fn of(head: &Parts, upgrade: Option<OnUpgrade>) -> Result<Option<Self>, Refusal> {
+    pub fn of(head: &Parts, upgrade: Option<Upgrading>) -> Result<Option<Self>, Refusal> {
         let refuse = |detail: &str| Err(Refusal::new(400, "websocket", detail));
         let extended = head.extensions.get::<Protocol>().map(Protocol::as_str);
         if head.method == Method::CONNECT {
@@ -57,7 +57,7 @@ impl Handshake {
         Ok(Some(Self::new(Some(derive_accept_key(key.as_bytes())), &head.headers, upgrade)))
     }
 
-    fn new(accept: Option<String>, headers: &HeaderMap, upgrade: Option<OnUpgrade>) -> Self {
+    fn new(accept: Option<String>, headers: &HeaderMap, upgrade: Option<Upgrading>) -> Self {
         use base64::Engine as _;
         let key = base64::prelude::BASE64_STANDARD.encode(entropy::random::<16>());
         let protocols = headers.get(header::SEC_WEBSOCKET_PROTOCOL).cloned();
@@ -102,7 +102,7 @@ impl Handshake {
     }
 
     /// The client's end, once.
-    pub(super) fn take(&self) -> Option<OnUpgrade> {
+    pub(super) fn take(&self) -> Option<Upgrading> {
         self.upgrade.lock().unwrap_or_else(std::sync::PoisonError::into_inner).take()
     }
 

@@ -12,8 +12,6 @@ use bytes::Bytes;
 use futures_util::{SinkExt as _, StreamExt as _, stream::SplitSink, stream::SplitStream};
 use http::HeaderMap;
 use http::Response;
-use hyper::upgrade::{OnUpgrade, Upgraded};
-use hyper_util::rt::TokioIo;
 use tokio::time::{Instant, Interval, timeout};
 use tokio_tungstenite::WebSocketStream;
 use tokio_tungstenite::tungstenite::protocol::frame::coding::CloseCode;
@@ -29,13 +27,14 @@ use crate::gateway::serve::Gateway;
 use crate::gateway::upstream::endpoint::Place;
 use crate::gateway::websocket::handshake::Handshake;
 use crate::net::body::AnyBody;
+use crate::net::upgrade::{Duplex, Upgrading};
 use crate::protocol::masking::{self, MaskRules};
 use crate::protocol::operation::WebSocket;
 
 /// How long both ends have for the bytes that follow the handshake's answer, and a close for its echo.
 const PATIENCE: Duration = Duration::from_secs(5);
 
-type Socket = WebSocketStream<TokioIo<Upgraded>>;
+type Socket = WebSocketStream<Box<dyn Duplex>>;
 
 /// One socket between its two ends: what a message is judged, masked and recorded by.
 pub struct Relay {
@@ -69,7 +68,7 @@ pub fn open(
     handshake: &Handshake,
     headers: &HeaderMap,
     shown: HeaderMap,
-    upstream: OnUpgrade,
+    upstream: Upgrading,
 ) -> Result<Response<AnyBody>, Refusal> {
     let bad = |why: &str| {
         Refusal::new(502, "upstream", format!("the protected service answered the handshake wrongly: {why}"))
@@ -83,17 +82,17 @@ pub fn open(
 }
 
 impl Relay {
-    async fn run(self, client: OnUpgrade, upstream: OnUpgrade) {
-        let opened = timeout(PATIENCE, async { tokio::try_join!(client, upstream) }).await;
-        let Ok(Ok((client, upstream))) = opened else {
+    async fn run(self, client: Upgrading, upstream: Upgrading) {
+        let opened = timeout(PATIENCE, async { tokio::join!(client.ready(), upstream.ready()) }).await;
+        let Ok((Some(client), Some(upstream))) = opened else {
             self.exchange.seal("client_gone");
             return;
         };
         let limit = self.gateway.held_body;
         let config =
             WebSocketConfig::default().max_message_size(Some(limit)).max_frame_size(Some(limit)).write_buffer_size(0);
-        let client = WebSocketStream::from_raw_socket(TokioIo::new(client), Role::Server, Some(config)).await;
-        let upstream = WebSocketStream::from_raw_socket(TokioIo::new(upstream), Role::Client, Some(config)).await;
+        let client = WebSocketStream::from_raw_socket(client, Role::Server, Some(config)).await;
+        let upstream = WebSocketStream::from_raw_socket(upstream, Role::Client, Some(config)).await;
         let (mut to_client, mut from_client) = client.split();
         let (mut to_upstream, mut from_upstream) = upstream.split();
         let ended = {
