@@ -19,7 +19,7 @@ mod load;
 #[path = "../tests/it/world.rs"]
 mod world;
 
-use bare::Bare;
+use bare::{Bare, Work};
 use load::{IN_FLIGHT, Proved, cost, get, send};
 use world::{Service, respond};
 
@@ -39,7 +39,7 @@ fn measure(check: bool) {
     let service = runtime.block_on(Service::start());
     let page = serde_json::json!({"notes": vec![NOTE; 14]}).to_string();
     service.upstream.on_request(move |_| respond(200, "application/json", page.clone()));
-    let bare = Bare::start(&service.upstream.address, false);
+    let bare = Bare::start(&service.upstream.address, Work::Nothing);
     let bare_url = format!("{}/v1/runs/r1", bare.origin);
     let proved = runtime.block_on(Proved::start(&service, "/v1/runs/r1"));
     let unrecorded = runtime.block_on(Proved::start(&service, "/off/runs/r1"));

@@ -27,7 +27,7 @@ mod others;
 #[path = "../../tests/it/world.rs"]
 mod world;
 
-use bare::Bare;
+use bare::{Bare, Work};
 use load::{Proved, cost, get, median, paced, percentile};
 use others::Other;
 use world::{Service, respond};
@@ -118,12 +118,17 @@ impl Bench {
 
     fn run(&self) {
         let upstream = &self.service.upstream.address;
-        let (plain, verifying) = (Bare::start(upstream, false), Bare::start(upstream, true));
+        let bares = [
+            ("bare hyper TLS proxy", Work::Nothing),
+            ("bare proxy and one ES256 verification", Work::Verify),
+            ("that, one ES256 signature and a durable entry", Work::Least),
+        ]
+        .map(|(name, work)| (name, Bare::start(upstream, work)));
         let solver = self.runtime.block_on(self.service.solver());
         let others = [Other::nginx(upstream, &solver, &self.service.data.join("ca.pem")), Other::haproxy(upstream)];
         let gates = ["p", "n", "m"].map(|name| self.proved(&format!("/{name}/r1")));
         let mut subjects = Vec::new();
-        for (name, bare) in [("bare hyper TLS proxy", &plain), ("bare proxy and one ES256 verification", &verifying)] {
+        for (name, bare) in &bares {
             let url = format!("{}/p/r1", bare.origin);
             subjects.push(subject(name, vec![bare.pid()], &bare.http, move || get(&url)));
         }
