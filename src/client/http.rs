@@ -22,6 +22,9 @@ const MAX_DOCUMENT: usize = 16 << 20;
 /// How long the head of an answer may take: longer than a request is held for an approval.
 pub const PATIENCE: Duration = Duration::from_mins(1);
 
+/// Servers whose connections are kept.
+const MOST_SERVERS: usize = 256;
+
 /// How long TCP and TLS may take together.
 const DIALLING: Duration = Duration::from_secs(10);
 
@@ -58,6 +61,9 @@ impl HttpClient {
         let (Some("https"), Some(authority)) = (url.scheme_str(), url.authority()) else {
             return Err(wrong("write https://; certificates and proofs need TLS".into()));
         };
+        if authority.as_str().contains('@') {
+            return Err(wrong("a user's name in it says nothing here: leave it out".into()));
+        }
         let mut servers = self.servers.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(server) = servers.get(authority) {
             return Ok(server.clone());
@@ -66,8 +72,13 @@ impl HttpClient {
         let name = ServerName::try_from(host.to_owned()).map_err(|e| wrong(e.to_string()))?;
         let dialling =
             Dialling { timeout: DIALLING, versions: Versions::Either, tls: self.tls.clone(), server_name: Some(name) };
-        let place = Place::Name(host.into(), authority.port_u16().unwrap_or(443));
+        let port = authority.port_u16().unwrap_or(443);
+        let at = format!("{}:{port}", authority.host()).parse();
+        let place = Place::Name(at.map_err(|e: http::uri::InvalidUri| wrong(e.to_string()))?);
         let server = Arc::new(Connections::new(&dialling, place));
+        if servers.len() >= MOST_SERVERS {
+            servers.clear();
+        }
         servers.insert(authority.clone(), server.clone());
         Ok(server)
     }

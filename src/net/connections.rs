@@ -8,9 +8,11 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
+use http::uri::{Authority, PathAndQuery, Scheme};
 use http::{Request, Response, Uri};
 use hyper_rustls::{FixedServerNameResolver, HttpsConnector, HttpsConnectorBuilder};
 use hyper_util::client::legacy::Client;
+use hyper_util::client::legacy::connect::HttpConnector;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use rustls::ClientConfig;
 use rustls::pki_types::ServerName;
@@ -20,10 +22,10 @@ use tokio_rustls::TlsConnector;
 use tower::Service;
 
 use crate::net::body::{AnyBody, BoxError};
-use crate::net::h2::client::{Connection, Failure};
+use crate::net::h2::client::Connection;
 use crate::net::inbound::Inbound;
 
-/// How long a connection without a request is kept.
+/// How long a connection of HTTP/1.1 without a request is kept.
 const KEPT: Duration = Duration::from_mins(1);
 
 /// Which versions of HTTP are spoken.
@@ -42,8 +44,8 @@ pub enum Versions {
 pub enum Place {
     /// An address that was resolved.
     Address(SocketAddr),
-    /// A name and a port; the name is resolved for each connection.
-    Name(Arc<str>, u16),
+    /// A name and a port; the name is resolved for each connection, and what it comes to is tried side by side.
+    Name(Authority),
 }
 
 /// How a service is dialled.
@@ -64,10 +66,38 @@ pub struct Dialling {
 pub struct Unanswered {
     /// Why.
     pub error: BoxError,
+    /// What may have become of the request.
+    pub fate: Fate,
+}
+
+/// What may have become of a request that was not answered.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Fate {
     /// No connection came about.
-    pub undialled: bool,
-    /// The service says that it did not look at the request (RFC 9113 section 8.7), or nothing of it was sent.
-    pub unseen: bool,
+    Undialled,
+    /// The connection went before it (RFC 9113 section 6.8): another one may take it.
+    Gone,
+    /// The service says that it did not look at it (RFC 9113 section 8.7).
+    Refused,
+    /// The service may have acted on it.
+    Unknown,
+}
+
+/// Why a connection did not come about, for all who waited for it.
+#[derive(Clone, Debug)]
+struct NotConnected(Arc<dyn std::error::Error + Send + Sync>);
+
+impl std::fmt::Display for NotConnected {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("not connected")
+    }
+}
+
+impl std::error::Error for NotConnected {
+    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
+        // What it is, and not its holder, which looks like an error, too.
+        Some(&*self.0)
+    }
 }
 
 /// The connections to one service.
@@ -75,15 +105,17 @@ pub struct Connections {
     place: Place,
     dialling: Dialling,
     http1: Client<Timed<HttpsConnector<Dial>>, AnyBody>,
-    http2: Mutex<Option<Kept>>,
+    http2: Mutex<Held>,
     /// Whether the service agreed on HTTP/1.1 when it was offered both.
     agreed_on_http1: AtomicBool,
 }
 
-/// A connection of HTTP/2 between its requests.
-struct Kept {
-    connection: Connection,
-    used: Instant,
+/// The connection of HTTP/2.
+#[derive(Default)]
+struct Held {
+    connection: Option<Connection>,
+    /// When none came about, and why.
+    failed: Option<(Instant, NotConnected)>,
 }
 
 impl Connections {
@@ -97,7 +129,7 @@ impl Connections {
             .https_or_http()
             .with_server_name_resolver(FixedServerNameResolver::new(name))
             .enable_http1()
-            .wrap_connector(Dial(place.clone()));
+            .wrap_connector(Dial(place.clone(), dialling.timeout));
         let http1 = Client::builder(TokioExecutor::new())
             .pool_timer(TokioTimer::new())
             .timer(TokioTimer::new())
@@ -117,10 +149,15 @@ impl Connections {
         if !offered {
             return self.over_http1(request).await;
         }
-        match self.http2().await.map_err(Unanswered::undialled)? {
-            None => self.over_http1(request).await,
-            Some(connection) => connection.send(request).await.map_err(Unanswered::of),
+        // A connection may go while the request waits for its turn.
+        for _ in 0..2 {
+            let connection = self.http2().await.map_err(Unanswered::undialled)?;
+            let Some(connection) = connection else { return self.over_http1(request).await };
+            if let Some(turn) = connection.turn().await {
+                return turn.send(request).await.map_err(Unanswered::of);
+            }
         }
+        Err(Unanswered { error: "the connection went".into(), fate: Fate::Gone })
     }
 
     /// Sends a request of which a protocol may be made that is not HTTP: only HTTP/1.1 switches so.
@@ -134,39 +171,48 @@ impl Connections {
     async fn over_http1(&self, request: Request<AnyBody>) -> Result<Response<Inbound>, Unanswered> {
         let answered = self.http1.request(request).await;
         answered.map(|response| response.map(Inbound::from)).map_err(|error| {
-            if error.is_connect() {
+            let fate = if error.is_connect() { Fate::Undialled } else { Fate::Unknown };
+            if fate == Fate::Undialled {
                 // It may have become another service since.
                 self.agreed_on_http1.store(false, Ordering::Relaxed);
             }
-            let undialled = error.is_connect();
-            Unanswered { error: error.into(), undialled, unseen: undialled }
+            Unanswered { error: error.into(), fate }
         })
     }
 
-    /// The connection that takes requests, or a new one: whoever asks meanwhile waits for the same. None: the service
-    /// speaks HTTP/1.1.
-    async fn http2(&self) -> Result<Option<Connection>, BoxError> {
-        let mut kept = self.http2.lock().await;
-        if let Some(kept) = kept.as_mut().filter(|kept| kept.connection.is_used() || kept.used.elapsed() < KEPT)
-            && kept.connection.is_open().await
-        {
-            kept.used = Instant::now();
-            return Ok(Some(kept.connection.clone()));
+    /// The connection that takes requests, or a new one: whoever asks meanwhile waits for the same, and learns with it that there
+    /// is none. None: the service speaks HTTP/1.1.
+    async fn http2(&self) -> Result<Option<Connection>, NotConnected> {
+        let asked = Instant::now();
+        let mut held = self.http2.lock().await;
+        if let Some(connection) = held.connection.as_ref().filter(|connection| connection.is_open()) {
+            return Ok(Some(connection.clone()));
         }
-        *kept = None;
-        let timeout = self.dialling.timeout;
-        let Some(connection) =
-            tokio::time::timeout(timeout, Box::pin(self.dial())).await.map_err(|_| late(timeout))??
-        else {
-            self.agreed_on_http1.store(true, Ordering::Relaxed);
+        held.connection = None;
+        if self.agreed_on_http1.load(Ordering::Relaxed) {
             return Ok(None);
-        };
-        *kept = Some(Kept { connection: connection.clone(), used: Instant::now() });
-        Ok(Some(connection))
+        }
+        if let Some((_, error)) = held.failed.as_ref().filter(|(at, _)| *at >= asked) {
+            return Err(error.clone());
+        }
+        let timeout = self.dialling.timeout;
+        let dialled = tokio::time::timeout(timeout, Box::pin(self.dial())).await;
+        match dialled.unwrap_or_else(|_| Err(late(timeout).into())) {
+            Ok(connection) => {
+                self.agreed_on_http1.store(connection.is_none(), Ordering::Relaxed);
+                held.connection.clone_from(&connection);
+                Ok(connection)
+            }
+            Err(error) => {
+                let error = NotConnected(Arc::from(error));
+                held.failed = Some((Instant::now(), error.clone()));
+                Err(error)
+            }
+        }
     }
 
     async fn dial(&self) -> Result<Option<Connection>, BoxError> {
-        let stream = dial(&self.place).await?;
+        let stream = dial(&self.place, self.dialling.timeout).await?;
         let Some(name) = self.dialling.server_name.clone() else { return Ok(Some(Connection::begin(stream).await?)) };
         let mut tls = self.dialling.tls.as_ref().clone();
         tls.alpn_protocols = vec![b"h2".to_vec()];
@@ -195,16 +241,18 @@ impl Unanswered {
         text
     }
 
-    fn undialled(error: BoxError) -> Self {
-        Self { error, undialled: true, unseen: true }
+    fn undialled(error: NotConnected) -> Self {
+        Self { error: error.into(), fate: Fate::Undialled }
     }
 
-    fn of(failure: Failure) -> Self {
-        let unseen = match &failure {
-            Failure::Unsent(_) => true,
-            Failure::Broke(error) => error.is_remote() && error.reason() == Some(h2::Reason::REFUSED_STREAM),
+    fn of(error: h2::Error) -> Self {
+        let fate = match error.reason() {
+            Some(h2::Reason::REFUSED_STREAM) if error.is_reset() && error.is_remote() => Fate::Refused,
+            // Only streams behind the last one that the service looked at end so.
+            _ if error.is_go_away() && error.is_remote() => Fate::Gone,
+            _ => Fate::Unknown,
         };
-        Self { error: failure.into(), undialled: false, unseen }
+        Self { error: error.into(), fate }
     }
 }
 
@@ -212,33 +260,43 @@ fn late(timeout: Duration) -> io::Error {
     io::Error::new(io::ErrorKind::TimedOut, format!("no connection within {timeout:?}"))
 }
 
-async fn dial(place: &Place) -> io::Result<TcpStream> {
-    let stream = match place {
-        Place::Address(address) => TcpStream::connect(address).await?,
-        Place::Name(name, port) => TcpStream::connect((&**name, *port)).await?,
-    };
-    stream.set_nodelay(true)?;
-    Ok(stream)
+async fn dial(place: &Place, timeout: Duration) -> Result<TcpStream, BoxError> {
+    match place {
+        Place::Address(address) => {
+            let stream = TcpStream::connect(address).await?;
+            stream.set_nodelay(true)?;
+            Ok(stream)
+        }
+        Place::Name(authority) => {
+            let mut connector = HttpConnector::new();
+            connector.set_nodelay(true);
+            connector.set_connect_timeout(Some(timeout));
+            let mut parts = http::uri::Parts::default();
+            (parts.scheme, parts.authority) = (Some(Scheme::HTTP), Some(authority.clone()));
+            parts.path_and_query = Some(PathAndQuery::from_static("/"));
+            Ok(connector.call(Uri::from_parts(parts)?).await?.into_inner())
+        }
+    }
 }
 
 /// Dials its place, whatever the URI says.
 #[derive(Clone)]
-struct Dial(Place);
+struct Dial(Place, Duration);
 
 type Dialled<T> = Pin<Box<dyn Future<Output = T> + Send>>;
 
 impl Service<Uri> for Dial {
     type Response = TokioIo<TcpStream>;
-    type Error = io::Error;
-    type Future = Dialled<Result<Self::Response, io::Error>>;
+    type Error = BoxError;
+    type Future = Dialled<Result<Self::Response, BoxError>>;
 
-    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), io::Error>> {
+    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), BoxError>> {
         Poll::Ready(Ok(()))
     }
 
     fn call(&mut self, _: Uri) -> Self::Future {
-        let place = self.0.clone();
-        Box::pin(async move { dial(&place).await.map(TokioIo::new) })
+        let (place, timeout) = (self.0.clone(), self.1);
+        Box::pin(async move { dial(&place, timeout).await.map(TokioIo::new) })
     }
 }
 

@@ -269,12 +269,13 @@ async fn a_websocket_opens_over_http_2_with_extended_connect() {
             .await
             .expect("HTTP/2");
     tokio::spawn(connection);
-    let request = |method: &str, protocol: Option<&'static str>| {
-        let proof = solver.session.prove(method, &url, Some(&token));
+    let judged = service.url("gateway", "/ws/judged");
+    let request_to = |url: &str, method: &str, protocol: Option<&'static str>| {
+        let proof = solver.session.prove(method, url, Some(&token));
         let mut request = Request::builder()
             .method("CONNECT")
             .version(Version::HTTP_2)
-            .uri(&url)
+            .uri(url)
             .header("authorization", format!("DPoP {}", token.expose()))
             .header("dpop", proof)
             .header("sec-websocket-version", "13")
@@ -285,6 +286,7 @@ async fn a_websocket_opens_over_http_2_with_extended_connect() {
         }
         request
     };
+    let request = |method: &str, protocol| request_to(&url, method, protocol);
     sender.ready().await.expect("ready");
     let refused = sender.send_request(request("GET", Some("websocket"))).await.expect("answers");
     assert_eq!(refused.status(), 401, "the proof is for CONNECT, as the request is");
@@ -296,6 +298,13 @@ async fn a_websocket_opens_over_http_2_with_extended_connect() {
     let mut open = WebSocketStream::from_raw_socket(TokioIo::new(upgraded), Role::Client, None).await;
     open.send(Message::text("over h2")).await.expect("sends");
     assert_eq!(open.next().await.expect("an answer").expect("a message"), Message::text("over h2"));
+    open.close(None).await.expect("closes");
+    assert!(matches!(open.next().await, Some(Ok(Message::Close(_)))), "the other end says goodbye");
+
+    let response = sender.send_request(request_to(&judged, "CONNECT", Some("websocket"))).await.expect("answers");
+    let upgraded = hyper::upgrade::on(response).await.expect("switches");
+    let mut open = WebSocketStream::from_raw_socket(TokioIo::new(upgraded), Role::Client, None).await;
+    assert_eq!(closed_with(&said(&mut open, "hello").await).0, 1008, "why it ends is read, however it is carried");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -28,7 +28,7 @@ use crate::gateway::upstream::endpoint::{Endpoint, Place};
 use crate::gateway::upstream::names::Names;
 use crate::gateway::upstream::tries::Untouched;
 use crate::net::body::AnyBody;
-use crate::net::connections::{Dialling, Versions};
+use crate::net::connections::{Dialling, Fate, Versions};
 use crate::net::inbound::Inbound;
 use crate::net::tls::{self, LeafCheck, OwnTls};
 use crate::protocol::svid::X509Svid;
@@ -229,17 +229,19 @@ impl Upstream {
         let body = Untouched::new(body);
         let mut tried = Vec::new();
         let mut last = Unsent::NoneFit;
-        while tried.len() < TRIES {
+        for _ in 0..TRIES {
             let Some(endpoint) = self.choose(&endpoints, &tried, Instant::now()) else { break };
-            tried.push(endpoint.address);
             let Some(lent) = body.lend() else { break };
             let place = Place::take(endpoint, &self.total, self.config.max_requests).ok_or(Unsent::Overloaded)?;
             match self.once(head, target, lent, &place, blameless).await {
                 Ok(response) => return Ok((response, place)),
-                Err((error, may_retry)) => {
+                Err((error, fate)) => {
                     last = error;
-                    if !may_retry {
-                        break;
+                    match fate {
+                        Fate::Unknown => break,
+                        // Only the connection went, and its endpoint may have another.
+                        Fate::Gone => {}
+                        Fate::Undialled | Fate::Refused => tried.push(place.endpoint().address),
                     }
                 }
             }
@@ -254,10 +256,10 @@ impl Upstream {
         body: AnyBody,
         place: &Place,
         blameless: &(dyn Fn() -> bool + Sync),
-    ) -> Result<Response<Inbound>, (Unsent, bool)> {
+    ) -> Result<Response<Inbound>, (Unsent, Fate)> {
         let endpoint = place.endpoint();
         let mut request = Request::from_parts(head.clone(), body);
-        let uri = self.uri(endpoint, target).map_err(|e| (Unsent::Unreachable(e.to_string()), false))?;
+        let uri = self.uri(endpoint, target).map_err(|e| (Unsent::Unreachable(e.to_string()), Fate::Unknown))?;
         *request.uri_mut() = uri;
         let switches = head.headers.contains_key(http::header::UPGRADE);
         let connections = &endpoint.connections;
@@ -275,11 +277,12 @@ impl Upstream {
             }
             Err(unanswered) => {
                 // A client that went, or whose body is malformed, says nothing of the endpoint.
-                if !blameless() {
+                if !blameless() && unanswered.fate != Fate::Gone {
                     self.blame(endpoint);
                 }
-                let unsent = if unanswered.undialled { Unsent::Unreachable } else { Unsent::Broke };
-                Err((unsent(unanswered.why()), unanswered.unseen))
+                let undialled = unanswered.fate == Fate::Undialled;
+                let unsent = if undialled { Unsent::Unreachable } else { Unsent::Broke };
+                Err((unsent(unanswered.why()), unanswered.fate))
             }
         }
     }

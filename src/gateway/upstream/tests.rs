@@ -225,3 +225,84 @@ async fn a_name_that_comes_to_another_address_is_followed_and_one_that_comes_to_
     let (unknown, _) = named("url = \"http://other.example\"");
     assert!(matches!(get(&unknown).await, Err(Unsent::Unreachable(_))));
 }
+
+/// Takes connections of HTTP/2. The first one's goes once its request has come, and says that it looked at `looked_at` streams; later
+/// ones answer. Tells how many came.
+async fn going(looked_at: u8) -> (SocketAddr, Arc<AtomicUsize>) {
+    const SETTINGS: [u8; 9] = [0, 0, 0, 4, 0, 0, 0, 0, 0];
+    let listener = TcpListener::bind("127.0.0.1:0").await.expect("binds");
+    let address = listener.local_addr().expect("bound");
+    let counted = Arc::new(AtomicUsize::new(0));
+    let seen = counted.clone();
+    tokio::spawn(async move {
+        while let Ok((mut stream, _)) = listener.accept().await {
+            if seen.fetch_add(1, Ordering::SeqCst) == 0 {
+                stream.write_all(&SETTINGS).await.expect("writes");
+                let mut read = Vec::new();
+                while !has_head(&read) {
+                    assert!(stream.read_buf(&mut read).await.expect("reads") > 0);
+                }
+                let go_away = [0, 0, 8, 7, 0, 0, 0, 0, 0, 0, 0, 0, looked_at, 0, 0, 0, 0];
+                stream.write_all(&go_away).await.expect("writes");
+                continue;
+            }
+            tokio::spawn(async move {
+                let mut connection = h2::server::handshake(stream).await.expect("HTTP/2");
+                while let Some(Ok((_, mut respond))) = connection.accept().await {
+                    let mut body = respond.send_response(Response::new(()), false).expect("sends");
+                    body.send_data(bytes::Bytes::from_static(b"later"), true).expect("sends");
+                }
+            });
+        }
+    });
+    (address, counted)
+}
+
+/// Whether the frames that begin behind the preface have one of type HEADERS.
+fn has_head(read: &[u8]) -> bool {
+    let mut at = 24;
+    while let Some(head) = read.get(at..at + 9) {
+        if head[3] == 1 {
+            return true;
+        }
+        at += 9 + (usize::from(head[0]) << 16 | usize::from(head[1]) << 8 | usize::from(head[2]));
+    }
+    false
+}
+
+#[tokio::test]
+async fn what_its_connection_did_not_look_at_goes_over_another_and_nothing_else_does() {
+    let (address, counted) = going(0).await;
+    let pool = upstream(&format!("url = \"http://{address}\"\nprotocol = \"http2\"\neject = {{ failures = 1 }}"));
+    assert_eq!(get(&pool).await.expect("answers"), "later");
+    assert_eq!(counted.load(Ordering::SeqCst), 2);
+
+    let (address, counted) = going(1).await;
+    let pool = upstream(&format!("url = \"http://{address}\"\nprotocol = \"http2\""));
+    assert!(matches!(get(&pool).await, Err(Unsent::Broke(_))), "it may have acted");
+    assert_eq!(counted.load(Ordering::SeqCst), 1);
+    assert_eq!(get(&pool).await.expect("answers"), "later", "the next one dials");
+}
+
+#[tokio::test]
+async fn who_waits_for_a_connection_learns_with_it_that_there_is_none() {
+    let listener = TcpListener::bind("127.0.0.1:0").await.expect("binds");
+    let address = listener.local_addr().expect("bound");
+    let pool = upstream(&format!(
+        "url = \"https://{address}\"\nprotocol = \"http2\"\nspiffe_id = \"spiffe://example.org/engine\"\neject = {{ failures = 0 }}"
+    ));
+    assert_eq!(pool.endpoints().await.len(), 1);
+    let asking: Vec<_> = (0..4)
+        .map(|_| {
+            let pool = pool.clone();
+            tokio::spawn(async move { get(&pool).await })
+        })
+        .collect();
+    // All four are at it before the first hears that the handshake failed.
+    drop(listener.accept().await.expect("accepts"));
+    for one in asking {
+        assert!(matches!(one.await.expect("runs"), Err(Unsent::Unreachable(_))));
+    }
+    let again = tokio::time::timeout(Duration::from_millis(20), listener.accept());
+    assert!(again.await.is_err(), "none of the others dialled again");
+}

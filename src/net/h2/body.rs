@@ -1,7 +1,6 @@
 //! A body that comes over a stream.
 
 use std::pin::Pin;
-use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 
 use bytes::Bytes;
@@ -11,6 +10,7 @@ use hyper::body::{Body, Frame, SizeHint};
 use tokio::task::AbortHandle;
 
 use crate::net::body::BoxError;
+use crate::net::h2::pulse::Use;
 use crate::net::interim::Interim;
 
 /// A body that comes over a stream. One that the other end resets is broken, whatever reason it gives: only END_STREAM ends
@@ -24,15 +24,14 @@ pub struct StreamBody {
     go_on: Option<Interim>,
     /// What is still sent on the same stream; it ends with a body that nobody wants.
     sending: Option<AbortHandle>,
-    /// Says that the connection is used.
-    uses: Option<Arc<()>>,
+    used: Use,
 }
 
 impl StreamBody {
     /// The body of a message with these headers.
-    pub fn new(stream: RecvStream, headers: &HeaderMap) -> Self {
+    pub fn new(stream: RecvStream, headers: &HeaderMap, used: Use) -> Self {
         let left = headers.get(header::CONTENT_LENGTH).and_then(|v| v.to_str().ok()).and_then(|v| v.parse().ok());
-        Self { stream, left, data_ended: false, go_on: None, sending: None, uses: None }
+        Self { stream, left, data_ended: false, go_on: None, sending: None, used }
     }
 
     /// The same body, before which 100 (Continue) is sent (RFC 9110 section 10.1.1).
@@ -41,16 +40,16 @@ impl StreamBody {
         self
     }
 
-    /// The same body, with what goes the other way, and what says that its connection is used.
-    pub fn with_sending(mut self, sending: Option<AbortHandle>, uses: Arc<()>) -> Self {
+    /// The same body, with what goes the other way.
+    pub fn with_sending(mut self, sending: Option<AbortHandle>) -> Self {
         self.sending = sending;
-        self.uses = Some(uses);
         self
     }
 
     fn poll_data(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Bytes, h2::Error>>> {
         let polled = ready!(self.stream.poll_data(cx));
         if let Some(Ok(data)) = &polled {
+            self.used.life().heard();
             // An error says that the stream is over: there is no window to give back.
             let _ = self.stream.flow_control().release_capacity(data.len());
             let length = u64::try_from(data.len()).unwrap_or(u64::MAX);

@@ -7,46 +7,59 @@ use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use bytes::Bytes;
-use h2::RecvStream;
+use futures_util::task::noop_waker_ref;
 use h2::client::{Builder, ResponseFuture, SendRequest};
-use http::{Request, Response, Version, header};
+use h2::{Reason, RecvStream};
+use http::{HeaderValue, Method, Request, Response, Version, header, request};
 use hyper::body::Body as _;
 use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::sync::{Mutex, OwnedMutexGuard};
+use tokio::task::AbortHandle;
+use tokio::time::Instant;
 
 use crate::net::body::AnyBody;
 use crate::net::h2::body::StreamBody;
-use crate::net::h2::pulse::Pulse;
+use crate::net::h2::pulse::{Life, Pulse, Use};
 use crate::net::h2::{pipe, strip};
 use crate::net::inbound::Inbound;
 use crate::net::interim::OnInterim;
 
 /// Bytes of one answer that may wait here.
-const WINDOW: u32 = 1 << 20;
+const WINDOW: u32 = 512 << 10;
 /// A connection has no bound of its own: an answer whose client does not read would hold up those of others.
 const CONNECTION_WINDOW: u32 = (1 << 31) - 1;
+/// What frames of a few bytes may cost besides them.
+const SMALL_FRAMES: usize = 4 << 20;
+/// Streams until the service says how many it takes (RFC 9113 section 6.5.2 asks it for 100 at least).
+const STREAMS: usize = 100;
 /// Longest header list of an answer.
 const HEADER_LIST: u32 = 64 << 10;
+/// Most interim answers to a request.
+const MOST_INTERIM: usize = 1000;
+/// How long a connection without a request is kept.
+const KEPT: Duration = Duration::from_mins(1);
+/// Who waited so long in vain does not leave the connection to others.
+const SILENT: Duration = Duration::from_secs(20);
 /// gRPC's servers take more than one ping in five minutes for an attack.
-const PULSE: Pulse =
-    Pulse { every: Duration::from_secs(20), apart: Duration::from_mins(5), patience: Duration::from_secs(20) };
+const PULSE: Pulse = Pulse {
+    every: Duration::from_secs(20),
+    apart: Duration::from_mins(5),
+    patience: Duration::from_secs(20),
+    idle: false,
+};
 
-/// A connection to a service, on which requests can be sent. It closes when nobody has it any more and all are answered.
+/// A connection to a service. It closes when nobody has used it for a while.
 #[derive(Clone)]
 pub struct Connection {
-    send: SendRequest<Bytes>,
-    /// Held by whoever uses it.
-    uses: Arc<()>,
+    send: Arc<Mutex<SendRequest<Bytes>>>,
+    life: Arc<Life>,
 }
 
-/// A request came to no answer.
-#[derive(Debug, thiserror::Error)]
-pub enum Failure {
-    /// The connection takes no requests any more, and nothing of this one was sent.
-    #[error("the connection had gone")]
-    Unsent(#[source] h2::Error),
-    /// The stream or the connection ended.
-    #[error("the stream ended early")]
-    Broke(#[source] h2::Error),
+/// A place for one request. The next one waits until this one's stream is open, so that what nobody waits for any more is not
+/// sent: `h2` would send it later.
+pub struct Turn {
+    send: OwnedMutexGuard<SendRequest<Bytes>>,
+    used: Use,
 }
 
 impl Connection {
@@ -64,76 +77,110 @@ impl Connection {
             .enable_push(false)
             .initial_window_size(WINDOW)
             .initial_connection_window_size(CONNECTION_WINDOW)
+            .data_frame_budget(SMALL_FRAMES)
+            .initial_max_send_streams(STREAMS)
             .max_header_list_size(HEADER_LIST);
         let (send, mut connection) = builder.handshake(io).await?;
-        let uses = Arc::new(());
-        let seen = uses.clone();
+        let life = Life::begin();
+        let own = life.clone();
         tokio::spawn(async move {
-            // One is the pool's and one is here.
-            let lost = PULSE.lost(connection.ping_pong(), move || Arc::strong_count(&seen) > 2);
+            let pings = connection.ping_pong();
             tokio::select! {
                 ended = connection => if let Err(error) = ended {
                     tracing::debug!(%error, "a connection to a service ended");
                 },
-                () = lost => tracing::debug!("a service did not answer a ping"),
+                () = PULSE.lost(pings, &own) => tracing::debug!("a service did not answer a ping"),
+                () = own.idle(KEPT) => {}
             }
+            own.close();
         });
-        Ok(Self { send, uses })
-    }
-
-    /// Whether anybody else waits for an answer or reads one.
-    pub fn is_used(&self) -> bool {
-        Arc::strong_count(&self.uses) > 2
+        Ok(Self { send: Arc::new(Mutex::new(send)), life })
     }
 
     /// Whether it takes requests.
-    pub async fn is_open(&mut self) -> bool {
-        poll_fn(|cx| self.send.poll_ready(cx)).await.is_ok()
+    pub fn is_open(&self) -> bool {
+        let failed = |mut send: tokio::sync::MutexGuard<'_, SendRequest<Bytes>>| {
+            matches!(send.poll_ready(&mut Context::from_waker(noop_waker_ref())), Poll::Ready(Err(_)))
+        };
+        // Whoever has its turn asks itself.
+        self.life.is_open() && !self.send.try_lock().is_ok_and(failed)
     }
 
+    /// Waits until all that were before it have their streams. None: the connection takes no more requests.
+    pub async fn turn(&self) -> Option<Turn> {
+        let used = self.life.take()?;
+        let mut send = self.send.clone().lock_owned().await;
+        poll_fn(|cx| send.poll_ready(cx)).await.ok()?;
+        Some(Turn { send, used })
+    }
+}
+
+impl Turn {
     /// Sends a request with an absolute URI. The request's body goes on while the answer comes, and ends with an answer that
     /// nobody reads to its end.
     ///
     /// # Errors
     ///
-    /// See [`Failure`].
-    pub async fn send(mut self, request: Request<AnyBody>) -> Result<Response<Inbound>, Failure> {
+    /// The stream or the connection ended, or HTTP/2 has no way to say what the request says.
+    pub async fn send(self, request: Request<AnyBody>) -> Result<Response<Inbound>, h2::Error> {
         let (mut head, body) = request.into_parts();
-        head.version = Version::HTTP_2;
-        // What contradicts the URI is not ours to mend.
-        if head.headers.get(header::HOST).map(http::HeaderValue::as_bytes)
-            == head.uri.authority().map(|a| a.as_str().as_bytes())
-        {
-            head.headers.remove(header::HOST);
-        }
-        strip(&mut head.headers);
         let told = head.extensions.remove::<OnInterim>();
-        if let (Some(length), false) = (body.size_hint().exact(), body.is_end_stream()) {
-            head.headers.entry(header::CONTENT_LENGTH).or_insert_with(|| length.into());
-        }
+        prepare(&mut head, &body);
+        let Self { mut send, used } = self;
         let ended = body.is_end_stream();
-        let (mut answer, to) = self.send.send_request(Request::from_parts(head, ()), ended).map_err(Failure::Unsent)?;
-        let sending = Sending((!ended).then(|| tokio::spawn(pipe::send(body, to)).abort_handle()));
-        let response = poll_fn(|cx| poll_answer(&mut answer, told.as_ref(), cx)).await.map_err(Failure::Broke)?;
-        let (head, stream) = response.into_parts();
-        let body = StreamBody::new(stream, &head.headers).with_sending(sending.go_on(), self.uses);
+        let (mut answer, to) = send.send_request(Request::from_parts(head, ()), ended)?;
+        // The stream is one more than the service had room for, maybe. Until it is open nobody else asks `h2` about it: whoever
+        // asks last is the only one to be woken.
+        poll_fn(|cx| send.poll_ready(cx)).await?;
+        drop(send);
+        let mut waiting = Waiting {
+            sending: (!ended).then(|| tokio::spawn(pipe::send(body, to)).abort_handle()),
+            life: used.life(),
+            began: Instant::now(),
+            over: false,
+        };
+        let mut interim = 0;
+        let answered = poll_fn(|cx| poll_answer(&mut answer, told.as_ref(), &mut interim, cx)).await;
+        waiting.over = true;
+        let (head, stream) = answered?.into_parts();
+        let sending = waiting.sending.take();
+        drop(waiting);
+        let body = StreamBody::new(stream, &head.headers, used).with_sending(sending);
         Ok(Response::from_parts(head, Inbound::Http2(body)))
     }
 }
 
-/// A request's body under way: it ends with who waits for the answer.
-struct Sending(Option<tokio::task::AbortHandle>);
-
-impl Sending {
-    fn go_on(mut self) -> Option<tokio::task::AbortHandle> {
-        self.0.take()
+/// What HTTP/2 has otherwise than HTTP/1.1.
+fn prepare(head: &mut request::Parts, body: &AnyBody) {
+    head.version = Version::HTTP_2;
+    let authority = head.uri.authority().map(|a| a.as_str().as_bytes());
+    // What contradicts the URI is not ours to mend.
+    if head.headers.get(header::HOST).map(HeaderValue::as_bytes) == authority {
+        head.headers.remove(header::HOST);
+    }
+    strip(&mut head.headers);
+    // RFC 9110 section 8.6: where a body means something, none is said to be none.
+    let bare = matches!(head.method, Method::GET | Method::HEAD | Method::DELETE | Method::CONNECT);
+    if let Some(length) = body.size_hint().exact().filter(|length| *length > 0 || !bare) {
+        head.headers.entry(header::CONTENT_LENGTH).or_insert_with(|| length.into());
     }
 }
 
-impl Drop for Sending {
+/// A request that waits for its answer: its body ends with it.
+struct Waiting<'a> {
+    sending: Option<AbortHandle>,
+    life: &'a Life,
+    began: Instant,
+    over: bool,
+}
+
+impl Drop for Waiting<'_> {
     fn drop(&mut self) {
-        if let Some(sending) = self.0.take() {
+        if let Some(sending) = self.sending.take() {
             sending.abort();
+        }
+        if !self.over && self.began.elapsed() >= SILENT {
+            self.life.close();
         }
     }
 }
@@ -142,9 +189,14 @@ impl Drop for Sending {
 fn poll_answer(
     answer: &mut ResponseFuture,
     told: Option<&OnInterim>,
+    count: &mut usize,
     cx: &mut Context<'_>,
 ) -> Poll<Result<Response<RecvStream>, h2::Error>> {
     while let Some(interim) = ready!(answer.poll_informational(cx)).transpose()? {
+        *count += 1;
+        if *count > MOST_INTERIM {
+            return Poll::Ready(Err(Reason::ENHANCE_YOUR_CALM.into()));
+        }
         if let Some(told) = told {
             told.tell(interim.status(), interim.headers());
         }

@@ -10,8 +10,7 @@ pub mod server;
 mod tests;
 pub mod tunnel;
 
-use http::HeaderMap;
-use http::header::{self, HeaderName};
+use http::header::{self, HeaderMap, HeaderName, HeaderValue};
 
 /// Fields of one connection, which HTTP/2 has none of (RFC 9113 section 8.2.2).
 const OF_A_CONNECTION: [HeaderName; 3] =
@@ -30,7 +29,11 @@ fn strip(headers: &mut HeaderMap) {
     for name in OF_A_CONNECTION.iter().chain(&[header::CONNECTION, header::UPGRADE]).chain(&listed) {
         headers.remove(name);
     }
-    if headers.get_all(header::TE).iter().any(|v| !v.as_bytes().eq_ignore_ascii_case(b"trailers")) {
-        headers.remove(header::TE);
+    let mut codings = headers.get_all(header::TE).iter();
+    match (codings.next(), codings.next()) {
+        (Some(one), None) if one.as_bytes().eq_ignore_ascii_case(b"trailers") => {
+            headers.insert(header::TE, HeaderValue::from_static("trailers"));
+        }
+        _ => drop(headers.remove(header::TE)),
     }
 }

@@ -9,6 +9,7 @@ use h2::{Reason, SendStream};
 use hyper::body::{Body, Frame};
 
 use crate::net::body::{AnyBody, BoxError};
+use crate::net::h2::strip;
 
 /// Sends a body whole; the stream is reset if the body breaks.
 ///
@@ -53,7 +54,9 @@ async fn send_frame(frame: Frame<Bytes>, last: bool, to: &mut SendStream<Bytes>)
     let data = match frame.into_data() {
         Ok(data) => data,
         Err(frame) => {
-            to.send_trailers(frame.into_trailers().unwrap_or_default())?;
+            let mut trailers = frame.into_trailers().unwrap_or_default();
+            strip(&mut trailers);
+            to.send_trailers(trailers)?;
             return Ok(true);
         }
     };
@@ -81,8 +84,11 @@ fn room(to: &mut SendStream<Bytes>, cx: &mut Context<'_>) -> Poll<Result<(), Box
     Poll::Ready(Ok(()))
 }
 
-/// What a stream is reset with when its body breaks: what broke it, if that was a stream of HTTP/2.
-fn reason(error: &(dyn std::error::Error + 'static)) -> Reason {
+/// What a stream is reset with when its body breaks: what broke it, if that was a stream of HTTP/2. `NO_ERROR` is taken for an
+/// end by some.
+pub(super) fn reason(error: &(dyn std::error::Error + 'static)) -> Reason {
     let own = error.downcast_ref::<h2::Error>().and_then(h2::Error::reason);
-    own.or_else(|| error.source().map(reason)).unwrap_or(Reason::INTERNAL_ERROR)
+    own.filter(|reason| *reason != Reason::NO_ERROR)
+        .or_else(|| error.source().map(reason))
+        .unwrap_or(Reason::INTERNAL_ERROR)
 }

@@ -16,7 +16,7 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use crate::net::body::{AnyBody, BoxError};
 use crate::net::date;
 use crate::net::h2::body::StreamBody;
-use crate::net::h2::pulse::Pulse;
+use crate::net::h2::pulse::{Life, Pulse, Use};
 use crate::net::h2::tunnel::Tunnel;
 use crate::net::h2::{pipe, strip};
 use crate::net::inbound::Inbound;
@@ -35,7 +35,8 @@ const HEADER_LIST: u32 = 64 << 10;
 /// Streams that a client may make us reset before it is cut off.
 const RESETS: usize = 1024;
 /// Clients may be idle for as long as they are there.
-const PULSE: Pulse = Pulse { every: Duration::from_secs(30), apart: Duration::ZERO, patience: Duration::from_secs(20) };
+const PULSE: Pulse =
+    Pulse { every: Duration::from_secs(30), apart: Duration::ZERO, patience: Duration::from_secs(20), idle: true };
 
 /// Serves a connection until its client goes; once the drain begins, no new stream is taken.
 pub async fn serve<T, S>(io: T, service: S, peer: Arc<Peer>, mut drain: Drain) -> Result<(), h2::Error>
@@ -53,53 +54,68 @@ where
         .max_send_buffer_size(MOST_WAITING)
         .enable_connect_protocol();
     let mut connection = builder.handshake(io).await?;
-    let mut lost = pin!(PULSE.lost(connection.ping_pong(), || true));
+    let life = Life::begin();
+    let mut lost = pin!(PULSE.lost(connection.ping_pong(), &life));
     let mut begun = pin!(drain.begun());
-    let (mut going, mut gone) = (false, false);
+    let mut going = false;
     loop {
+        // The two that are seldom come first: a client that always sends would keep them from being asked.
         tokio::select! {
             biased;
-            accepted = connection.accept() => match accepted {
-                None => return Ok(()),
-                Some(Err(error)) => return Err(error),
-                Some(Ok((request, respond))) => {
-                    tokio::spawn(answer(service.clone(), peer.clone(), request, respond));
-                }
-            },
             () = &mut begun, if !going => {
                 going = true;
                 connection.graceful_shutdown();
             }
-            () = &mut lost, if !gone => {
-                gone = true;
+            () = &mut lost => {
+                // It may not read either, so there is no point in saying so.
                 tracing::debug!("a client did not answer a ping");
-                connection.abrupt_shutdown(Reason::NO_ERROR);
+                return Ok(());
             }
+            accepted = connection.accept() => match accepted {
+                None => return Ok(()),
+                Some(Err(error)) => return Err(error),
+                Some(Ok((request, respond))) => {
+                    life.heard();
+                    let Some(used) = life.take() else { return Ok(()) };
+                    tokio::spawn(answer(service.clone(), peer.clone(), request, respond, used));
+                }
+            },
         }
     }
 }
 
 /// Answers one request; nothing more is done for it once its stream is reset.
-async fn answer<S: Serve>(service: S, peer: Arc<Peer>, request: Request<RecvStream>, mut respond: SendResponse<Bytes>) {
+async fn answer<S: Serve>(
+    service: S,
+    peer: Arc<Peer>,
+    request: Request<RecvStream>,
+    mut respond: SendResponse<Bytes>,
+    used: Use,
+) {
+    let bodiless = request.method() == Method::HEAD;
     let desk = Desk::default();
     let interim = desk.open();
-    let Some((request, tunnelled)) = prepared(request, &interim) else {
+    let Some((request, tunnelled)) = prepared(request, &interim, used) else {
         respond.send_reset(Reason::PROTOCOL_ERROR);
         return;
     };
     let Some(response) = awaited(interim.until(service.serve(peer, request)), &desk, &mut respond).await else {
         return;
     };
-    if let Err(error) = send(response, tunnelled, &mut respond).await {
+    if let Err(error) = send(response, bodiless, tunnelled, &mut respond).await {
         tracing::debug!(%error, "a stream ended early");
     }
 }
 
 /// What becomes of a stream that its answer makes a tunnel.
-type Tunnelled = (Promise, RecvStream);
+type Tunnelled = (Promise, RecvStream, Use);
 
 /// The request as it is served, and what its tunnel is made of. None: CONNECT with a length is malformed.
-fn prepared(request: Request<RecvStream>, interim: &Interim) -> Option<(Request<Inbound>, Option<Tunnelled>)> {
+fn prepared(
+    request: Request<RecvStream>,
+    interim: &Interim,
+    used: Use,
+) -> Option<(Request<Inbound>, Option<Tunnelled>)> {
     let (mut head, stream) = request.into_parts();
     head.extensions.insert(interim.clone());
     if head.method == Method::CONNECT {
@@ -108,10 +124,10 @@ fn prepared(request: Request<RecvStream>, interim: &Interim) -> Option<(Request<
         }
         let (promise, upgrading) = Upgrading::promised();
         head.extensions.insert(upgrading);
-        return Some((Request::from_parts(head, Inbound::Empty), Some((promise, stream))));
+        return Some((Request::from_parts(head, Inbound::Empty), Some((promise, stream, used))));
     }
     let waits = head.headers.get(header::EXPECT).is_some_and(|v| v.as_bytes().eq_ignore_ascii_case(b"100-continue"));
-    let mut body = StreamBody::new(stream, &head.headers);
+    let mut body = StreamBody::new(stream, &head.headers, used);
     if waits {
         body = body.asked_for_by(interim.clone());
     }
@@ -127,9 +143,15 @@ async fn awaited(
     let mut answering = pin!(answering);
     poll_fn(|cx| {
         let answered = answering.as_mut().poll(cx);
-        for interim in desk.take() {
-            // What cannot be sent is of a stream that is over.
-            let _ = respond.send_informational(interim);
+        let waiting = desk.take();
+        if !waiting.is_empty() && respond.poll_reset(cx).is_ready() {
+            return Poll::Ready(None);
+        }
+        for mut interim in waiting {
+            strip(interim.headers_mut());
+            if let Err(error) = respond.send_informational(interim) {
+                tracing::debug!(%error, "an interim answer was not sent");
+            }
         }
         match answered {
             Poll::Ready(response) => Poll::Ready(Some(response)),
@@ -141,6 +163,7 @@ async fn awaited(
 
 async fn send(
     response: Response<AnyBody>,
+    bodiless: bool,
     tunnelled: Option<Tunnelled>,
     respond: &mut SendResponse<Bytes>,
 ) -> Result<(), BoxError> {
@@ -151,12 +174,12 @@ async fn send(
     if !headers.contains_key(header::DATE) {
         headers.insert(header::DATE, date::now());
     }
-    if let Some((promise, stream)) = tunnelled
+    if let Some((promise, stream, used)) = tunnelled
         && response.status().is_success()
     {
         response.headers_mut().remove(header::CONTENT_LENGTH);
         let to = respond.send_response(response, false)?;
-        promise.keep(Tunnel::new(stream, to));
+        promise.keep(Tunnel::new(stream, to, used));
         return Ok(());
     }
     if body.is_end_stream() {
@@ -164,6 +187,10 @@ async fn send(
         return Ok(());
     }
     told_length(&body, response.status(), response.headers_mut());
+    if bodiless || matches!(response.status(), StatusCode::NO_CONTENT | StatusCode::NOT_MODIFIED) {
+        respond.send_response(response, true)?;
+        return Ok(());
+    }
     let to = respond.send_response(response, false)?;
     pipe::send(body, to).await
 }

@@ -8,6 +8,8 @@ use bytes::{Buf as _, Bytes};
 use h2::{Reason, RecvStream, SendStream};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
+use crate::net::h2::pulse::Use;
+
 /// A stream as bytes both ways.
 pub struct Tunnel {
     from: RecvStream,
@@ -15,12 +17,13 @@ pub struct Tunnel {
     /// What has come and was not read yet.
     held: Bytes,
     ended: bool,
+    used: Use,
 }
 
 impl Tunnel {
     /// The stream of a request that was answered with 200.
-    pub const fn new(from: RecvStream, to: SendStream<Bytes>) -> Self {
-        Self { from, to, held: Bytes::new(), ended: false }
+    pub const fn new(from: RecvStream, to: SendStream<Bytes>, used: Use) -> Self {
+        Self { from, to, held: Bytes::new(), ended: false, used }
     }
 
     /// Why nothing can be written.
@@ -46,7 +49,10 @@ impl AsyncRead for Tunnel {
         while self.held.is_empty() {
             match ready!(self.from.poll_data(cx)) {
                 None => return Poll::Ready(Ok(())),
-                Some(Ok(data)) => self.held = data,
+                Some(Ok(data)) => {
+                    self.used.life().heard();
+                    self.held = data;
+                }
                 Some(Err(error)) => return Poll::Ready(Err(broken(error))),
             }
         }
@@ -63,6 +69,9 @@ impl AsyncWrite for Tunnel {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
         if bytes.is_empty() {
             return Poll::Ready(Ok(0));
+        }
+        if self.ended {
+            return Poll::Ready(Err(io::ErrorKind::BrokenPipe.into()));
         }
         self.to.reserve_capacity(bytes.len());
         while self.to.capacity() == 0 {
@@ -87,5 +96,14 @@ impl AsyncWrite for Tunnel {
             self.to.send_data(Bytes::new(), true).map_err(broken)?;
         }
         Poll::Ready(Ok(()))
+    }
+}
+
+impl Drop for Tunnel {
+    fn drop(&mut self) {
+        if !self.ended {
+            // A stream that was not ended is reset, and what waits to be sent goes nowhere.
+            let _ = self.to.send_data(Bytes::new(), true);
+        }
     }
 }
