@@ -260,6 +260,7 @@ impl Config {
 
     fn check(&self) -> Result<(), ConfigError> {
         self.relations()?;
+        self.apart()?;
         self.identity.check().map_err(ConfigError::Value)?;
         self.trust.check().map_err(ConfigError::Value)?;
         let endpoint = &self.bundle_endpoint;
@@ -272,6 +273,33 @@ impl Config {
         self.authz.check().map_err(ConfigError::Value)?;
         self.telemetry.check().map_err(ConfigError::Value)?;
         self.replay.check().map_err(ConfigError::Value)
+    }
+
+    /// No two listeners may have one address.
+    fn apart(&self) -> Result<(), ConfigError> {
+        let listeners = [
+            ("identity.listen", Some(self.identity.listen)),
+            ("token.listen", Some(self.token.listen)),
+            ("gateway.listen", Some(self.gateway.listen)),
+            ("console.listen", Some(self.console.listen)),
+            ("telemetry.listen", Some(self.telemetry.listen)),
+            ("authz.listen", self.authz.listen),
+            ("bundle_endpoint.listen", self.bundle_endpoint.listen),
+        ];
+        // Port 0 is another one each time.
+        let given = listeners.iter().filter_map(|(key, at)| at.filter(|at| at.port() != 0).map(|at| (key, at)));
+        let mut seen: Vec<(&&str, SocketAddr)> = Vec::new();
+        for (key, at) in given {
+            let clash = |b: SocketAddr| {
+                at.port() == b.port() && (at.ip() == b.ip() || at.ip().is_unspecified() || b.ip().is_unspecified())
+            };
+            if let Some((other, _)) = seen.iter().find(|(_, b)| clash(*b)) {
+                let why = format!("{other} and {key} are both at port {}: give each a port of its own", at.port());
+                return Err(ConfigError::Value(why));
+            }
+            seen.push((key, at));
+        }
+        Ok(())
     }
 
     /// The trust domain, checked.
@@ -522,9 +550,17 @@ mod tests {
             "[telemetry]\nlog_level = \"loud\"",
             "[telemetry]\notlp_sample = 1.5",
             "[authz]\nlisten = \"127.0.0.1:0\"",
+            "[token]\nlisten = \"127.0.0.1:9000\"\n[gateway]\nlisten = \"127.0.0.1:9000\"",
+            "[token]\nlisten = \"127.0.0.1:9000\"\n[telemetry]\nlisten = \"0.0.0.0:9000\"",
             "[authz]\nlisten = \"127.0.0.1:0\"\npeers = [\"edge.example\"]",
         ] {
             assert!(load(&[("popgate.toml", text)], &[]).is_err(), "{text}");
+        }
+        for text in [
+            "[token]\nlisten = \"127.0.0.1:0\"\n[gateway]\nlisten = \"127.0.0.1:0\"",
+            "[token]\nlisten = \"127.0.0.1:9000\"\n[gateway]\nlisten = \"127.0.0.2:9000\"",
+        ] {
+            assert!(load(&[("popgate.toml", text)], &[]).is_ok(), "{text}");
         }
     }
 }

@@ -52,11 +52,16 @@ impl Matcher {
         Ok(Self { path, origin, methods: config.methods.clone(), headers })
     }
 
+    /// Whether requests of a method may be for the route.
+    pub fn takes(&self, method: &str) -> bool {
+        self.methods.is_empty() || self.methods.iter().any(|m| m == method)
+    }
+
     /// Whether a request is for the route.
     pub fn matches(&self, wanted: &Wanted<'_>) -> bool {
         self.path.matches(wanted.path).is_some()
             && self.origin.as_ref().is_none_or(|o| o == wanted.origin)
-            && (self.methods.is_empty() || self.methods.iter().any(|m| m == wanted.method))
+            && self.takes(wanted.method)
             && self.headers.iter().all(|(name, value)| carries(wanted.headers, name, value))
     }
 

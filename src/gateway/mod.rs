@@ -34,5 +34,6 @@ mod signed;
 pub mod tokens;
 pub mod trace;
 pub mod upstream;
+mod warnings;
 pub mod websocket;
 pub mod wellknown;

@@ -140,38 +140,6 @@ impl Rules {
         }
     }
 
-    /// Operations that can never match, since one before them has all their requests: a policy on them decides nothing.
-    pub fn warnings(&self) -> Vec<String> {
-        let mut found = Vec::new();
-        for route in &self.routes {
-            if route.access == Access::DangerPublic {
-                let names: Vec<&str> = route.operations.iter().map(|o| o.name.as_str()).collect();
-                found.push(format!(
-                    "route {:?} is public: anybody may call {}, without proof, policy or approval, and fill the log and the disk; limit their rate in front of it",
-                    route.name,
-                    names.join(", ")
-                ));
-            }
-            for (at, late) in route.operations.iter().enumerate() {
-                let covers = |o: &&Operation| {
-                    o.method == late.method
-                        && o.path.covers(&late.path)
-                        && o.select.is_empty()
-                        && o.reads != Reads::Grpc
-                };
-                let first = route.operations[..at].iter().find(covers);
-                if let Some(first) = first {
-                    let (late, first) = (&late.name, &first.name);
-                    found.push(format!(
-                        "route {:?}: operation {late:?} never matches, for {first:?} stands before it and has all its requests; put it first",
-                        route.name
-                    ));
-                }
-            }
-        }
-        found
-    }
-
     /// All routes.
     pub fn routes(&self) -> &[Route] {
         &self.routes

@@ -84,6 +84,26 @@ impl Template {
         theirs.next().is_none()
     }
 
+    /// Whether some path is matched by both.
+    pub fn meets(&self, other: &Self) -> bool {
+        let (mut ours, mut theirs) = (self.segments.iter(), other.segments.iter());
+        loop {
+            match (ours.next(), theirs.next()) {
+                (Some(Segment::Rest), _) | (_, Some(Segment::Rest)) | (None, None) => return true,
+                (Some(Segment::Literal(a)), Some(Segment::Literal(b))) if a != b => return false,
+                // A parameter is never empty.
+                (Some(Segment::Literal(text)), Some(Segment::Parameter(_)))
+                | (Some(Segment::Parameter(_)), Some(Segment::Literal(text)))
+                    if text.is_empty() =>
+                {
+                    return false;
+                }
+                (Some(_), Some(_)) => {}
+                _ => return false,
+            }
+        }
+    }
+
     /// Whether two templates match the same paths, whatever their parameters are called.
     pub fn same_paths(&self, other: &Self) -> bool {
         let alike =
@@ -129,6 +149,8 @@ fn segment(text: &str) -> Result<Segment, TemplateError> {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
 
     fn hit(template: &str, path: &str) -> Option<String> {
@@ -161,6 +183,33 @@ mod tests {
             [("/a/b/**", "/a/**"), ("/a/b", "/a/{x}"), ("/a/{x}", "/a/b/c"), ("/a/{x}", "/a/**"), ("/a", "/b")]
         {
             assert!(!covers(wide, narrow), "{wide} {narrow}");
+        }
+    }
+
+    fn template() -> impl Strategy<Value = String> {
+        let segment = prop_oneof![Just("a"), Just("b"), Just(""), Just("{x}"), Just("{y}")];
+        let ends = prop_oneof![Just(""), Just("/**")];
+        (proptest::collection::vec(segment, 0..4), ends).prop_filter_map("no template", |(segments, end)| {
+            let text = format!("/{}{end}", segments.join("/")).replace("//**", "/**");
+            Template::parse(&text).is_ok().then_some(text)
+        })
+    }
+
+    proptest! {
+        #[test]
+        fn two_meet_where_some_path_is_matched_by_both(one in template(), other in template()) {
+            let (a, b) = (Template::parse(&one).expect("a template"), Template::parse(&other).expect("a template"));
+            let parts = ["a", "b", ""];
+            // Every path of up to five segments of these; a parameter takes any that is not empty.
+            let mut paths = vec![String::new()];
+            let mut longest = paths.clone();
+            for _ in 0..5 {
+                longest = longest.iter().flat_map(|p| parts.iter().map(move |s| format!("{p}/{s}"))).collect();
+                paths.extend(longest.clone());
+            }
+            let both = paths.iter().any(|p| a.matches(p).is_some() && b.matches(p).is_some());
+            prop_assert_eq!(a.meets(&b), both, "{} {}", one, other);
+            prop_assert_eq!(b.meets(&a), both);
         }
     }
 

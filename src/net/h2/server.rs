@@ -53,7 +53,12 @@ where
         .max_local_error_reset_streams(Some(RESETS))
         .max_send_buffer_size(MOST_WAITING)
         .enable_connect_protocol();
-    let mut connection = builder.handshake(io).await?;
+    let mut connection = tokio::select! {
+        biased;
+        begun = builder.handshake(io) => begun?,
+        // Who has asked for nothing yet asks elsewhere.
+        () = drain.begun() => return Ok(()),
+    };
     let life = Life::begin();
     let mut lost = pin!(PULSE.lost(connection.ping_pong(), &life));
     let mut begun = pin!(drain.begun());

@@ -403,9 +403,8 @@ async fn a_tunnel_that_is_dropped_ends_after_what_was_written() {
 #[tokio::test]
 async fn more_requests_than_streams_are_all_answered() {
     let (connection, _side) = both().await;
-    let asking: Vec<_> = (0..600)
-        .map(|_| tokio::spawn(send(connection.clone(), request("/echo", full(vec![b'z'; 10_000])))))
-        .collect();
+    let asking: Vec<_> =
+        (0..600).map(|_| tokio::spawn(send(connection.clone(), request("/echo", full(vec![b'z'; 10_000]))))).collect();
     for one in asking {
         let answer = one.await.expect("runs").expect("answers");
         assert_eq!(read(answer.into_body(), 20_000).await.expect("whole").len(), 10_000);
