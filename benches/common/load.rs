@@ -1,12 +1,12 @@
 //! Requests in a number, some of them in flight, and what they cost the process that serves them.
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use http::{HeaderMap, HeaderValue, Method, Request};
+use http::{HeaderValue, Request};
 use popgate::client::http::HttpClient;
-use popgate::client::session::{Call, Session};
+use popgate::client::session::Session;
 use popgate::domain::secret::AccessToken;
 use popgate::net::tls;
 use rustls::ClientConfig;
@@ -20,8 +20,7 @@ pub const IN_FLIGHT: u32 = 16;
 
 /// A workload that proves each request.
 pub struct Proved {
-    session: Arc<Session>,
-    token: AccessToken,
+    now: Mutex<(Arc<Session>, AccessToken)>,
     url: String,
     tls: ClientConfig,
     pub http: HttpClient,
@@ -34,7 +33,7 @@ impl Proved {
         let root = CertificateDer::from_pem_file(service.data.join("ca.pem")).expect("a root");
         let tls = tls::web_client(&[root.to_vec()]).expect("a client");
         let token = solver.token(&url).await;
-        Self { session: solver.session, token, url, http: HttpClient::new(tls.clone()), tls }
+        Self { now: Mutex::new((solver.session, token)), url, http: HttpClient::new(tls.clone()), tls }
     }
 
     pub fn request(&self) -> Request<Bytes> {
@@ -45,16 +44,18 @@ impl Proved {
     pub fn to(&self, url: &str) -> Request<Bytes> {
         let mut request = get(url);
         let text = |value: String| HeaderValue::from_str(&value).expect("a value");
-        request.headers_mut().insert("authorization", text(format!("DPoP {}", self.token.expose())));
-        request.headers_mut().insert("dpop", text(self.session.prove("GET", url, Some(&self.token))));
+        let (session, token) = self.now.lock().expect("whole").clone();
+        request.headers_mut().insert("authorization", text(format!("DPoP {}", token.expose())));
+        request.headers_mut().insert("dpop", text(session.prove("GET", url, Some(&token))));
         request
     }
 
-    /// Learns the nonce of now: it is good for minutes, and a run may last longer.
-    pub async fn renew(&self) {
-        let call = Call::new(Method::GET, &self.url, HeaderMap::new(), Bytes::new());
-        let response = self.session.call(&call).await.expect("answers");
-        assert_eq!(response.status(), 200, "renews the nonce");
+    /// Begins anew, with a token and a nonce of now: both are good for minutes, and a run may last longer.
+    pub async fn renew(&self, service: &Service) {
+        let solver = service.solver().await;
+        assert_eq!(solver.get(&self.url).await.status, 200, "learns the nonce");
+        let token = solver.token(&self.url).await;
+        *self.now.lock().expect("whole") = (solver.session, token);
     }
 
     /// A client with connections of its own.
