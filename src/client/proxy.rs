@@ -68,11 +68,14 @@ impl ProxyService {
 
 impl Serve for ProxyService {
     async fn serve(&self, _: Arc<Peer>, request: Request<Inbound>) -> Response<AnyBody> {
+        let kind = request.headers().get(header::CONTENT_TYPE);
+        let grpc = kind.is_some_and(|v| v.as_bytes().starts_with(b"application/grpc"));
         match self.0.pass(request).await {
             Ok(response) => response,
             Err(refusal) => {
                 tracing::warn!(status = refusal.status, detail = refusal.detail, "not passed on");
-                problem::response(&refusal, "")
+                let refused = problem::response(&refusal, "");
+                if grpc { problem::in_grpc(refused, "") } else { refused }
             }
         }
     }

@@ -20,7 +20,8 @@ pub(super) fn admission(carry: &Carry<'_>, permit: &Permit, recorded: bool, now:
     ]
     .into();
     let (target, object) = (openings["target"].commitment(), openings["object"].commitment());
-    let (request_id, method) = (request.id.clone(), request.method().to_string());
+    // The method that the client signed: CONNECT for a WebSocket over HTTP/2, whatever policy calls it.
+    let (request_id, method) = (request.id.clone(), request.head.method.to_string());
     let (route, operation) = (carry.route.name.clone(), carry.operation.to_owned());
     let policy_version = permit.verdict().policy_version.clone();
     let event = match carry.caller {

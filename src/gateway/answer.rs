@@ -113,25 +113,6 @@ fn quoted(text: &str) -> String {
     text.chars().filter(|c| (c.is_ascii_graphic() || *c == ' ') && *c != '"' && *c != '\\').collect()
 }
 
-/// A refusal that clients of gRPC read as well: its status in their words, by gRPC's own mapping of HTTP statuses.
-pub fn in_grpc(mut response: Response<AnyBody>) -> Response<AnyBody> {
-    let refused = response.headers().get(header::CONTENT_TYPE).is_some_and(|v| v == "application/problem+json");
-    if refused && !response.headers().contains_key("grpc-status") {
-        let code = match response.status().as_u16() {
-            400 => "13",
-            401 => "16",
-            403 => "7",
-            404 => "12",
-            429 | 502 | 503 | 504 => "14",
-            _ => "2",
-        };
-        let headers = response.headers_mut();
-        headers.insert("grpc-status", HeaderValue::from_static(code));
-        headers.insert("grpc-message", HeaderValue::from_static("refused by the gateway; the body says why"));
-    }
-    response
-}
-
 /// What answers HEAD: the head of what GET would get, and no body (RFC 9110 section 9.3.2).
 pub fn headless(mut response: Response<AnyBody>) -> Response<AnyBody> {
     // What upstream answers has its own end, however long that is.

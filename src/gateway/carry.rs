@@ -165,6 +165,9 @@ impl Gateway {
             mask::headers(&rules, &mut parts.headers);
         }
         carry.route.response_headers.apply(&mut parts.headers);
+        if parts.status == StatusCode::NO_CONTENT {
+            parts.headers.remove(header::CONTENT_LENGTH);
+        }
         parts.version = http::Version::HTTP_11;
         parts.extensions.clear();
         exchange.response_head(parts.status, &parts.headers)?;

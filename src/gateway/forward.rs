@@ -398,6 +398,9 @@ fn unanswered(route: &str, exchange: &Exchange, unsent: &Unsent) -> Unanswered {
         Unsent::Unreachable(_) => {
             (502, "upstream", format!("the protected service of route {route} does not answer; it may be down"))
         }
+        Unsent::Unseen(_) => {
+            (503, "upstream", format!("the protected service of route {route} took no request; it may be restarting"))
+        }
         Unsent::Broke(_) => {
             (502, "upstream", format!("the protected service of route {route} broke off, or does not speak HTTP"))
         }

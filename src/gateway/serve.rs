@@ -17,7 +17,7 @@ use tokio_util::task::TaskTracker;
 use crate::domain::refusal::Refusal;
 use crate::domain::revocation::RevocationSet;
 use crate::domain::verdict::{Decision, Verdict};
-use crate::gateway::answer::{headless, in_grpc, stamp};
+use crate::gateway::answer::{headless, stamp};
 use crate::gateway::approve::Asking;
 use crate::gateway::authenticate::{Caller, Demand, Unproved, bad_proof};
 use crate::gateway::authorize;
@@ -33,6 +33,7 @@ use crate::gateway::trace::{Phase, Trace};
 use crate::net::body::{self, AnyBody, ReadError};
 use crate::net::inbound::{Arriving, Inbound};
 use crate::net::listener::{Peer, Serve};
+use crate::net::problem;
 use crate::net::tls::OwnTls;
 use crate::protocol::dpop::{ProofError, SignedBody, Window};
 use crate::protocol::htu::Origin;
@@ -82,6 +83,8 @@ pub struct Gateway {
 pub struct GatewayService(pub Arc<Gateway>);
 
 impl Serve for GatewayService {
+    const TUNNELS: bool = true;
+
     async fn serve(&self, peer: Arc<Peer>, request: Request<Inbound>) -> Response<AnyBody> {
         let request_id = entropy::random_id();
         let grpc =
@@ -93,7 +96,7 @@ impl Serve for GatewayService {
         let response = Box::pin(self.0.handle(&peer, request, &request_id, &trace)).await;
         trace.answered(response.status());
         let response = if bodiless { headless(response) } else { response };
-        stamp(if grpc { in_grpc(response) } else { response }, &request_id)
+        stamp(if grpc { problem::in_grpc(response, &request_id) } else { response }, &request_id)
     }
 }
 

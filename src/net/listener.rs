@@ -102,6 +102,9 @@ fn places() -> usize {
 
 /// Answers requests of one listener. Errors are answers, too.
 pub trait Serve: Clone + Send + Sync + 'static {
+    /// Whether extended CONNECT is offered over HTTP/2 (RFC 8441 section 3).
+    const TUNNELS: bool = false;
+
     /// Answers one request of one peer.
     fn serve(&self, peer: Arc<Peer>, request: Request<Inbound>) -> impl Future<Output = Response<AnyBody>> + Send;
 }
@@ -269,6 +272,8 @@ struct Asked<S> {
 }
 
 impl<S: Serve> Serve for Asked<S> {
+    const TUNNELS: bool = S::TUNNELS;
+
     fn serve(&self, peer: Arc<Peer>, request: Request<Inbound>) -> impl Future<Output = Response<AnyBody>> + Send {
         self.asked.store(true, Ordering::Relaxed);
         self.service.serve(peer, request)

@@ -50,6 +50,7 @@ pub trait ReplayGuard: Send + Sync {
 }
 
 const PART: &str = "the replay store";
+const SHARE: &str = "this key's share of the replay store, which its live proofs fill,";
 const SHARDS: usize = 64;
 /// Claims are dropped a generation at a time, so a claim lives up to this much longer than asked.
 const GENERATION_SECONDS: u64 = 30;
@@ -151,7 +152,7 @@ impl ReplayGuard for MemoryReplayGuard {
             return Err(Unavailable::new(PART, "full of live claims"));
         }
         if !self.take_quota(id, generation, oldest) {
-            return Err(Unavailable::new(PART, "this key holds its whole share of live claims"));
+            return Err(Unavailable::new(SHARE, "this key holds its whole share of live claims"));
         }
         shard.generations.entry(generation).or_default().insert(key);
         Ok(Spend::First)

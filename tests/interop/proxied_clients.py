@@ -136,10 +136,23 @@ def grpc_calls():
         answers = method(iter([b":\x00", b":\x00"]), timeout=20)
         return len(list(answers)) == 2
 
+    def denied():
+        method = channel.unary_unary(
+            "/grpc.health.v1.Health/List",
+            request_serializer=lambda b: b,
+            response_deserializer=lambda b: b,
+        )
+        try:
+            method(b"", timeout=20)
+        except grpc.RpcError as error:
+            return error.code() == grpc.StatusCode.PERMISSION_DENIED and "(request " in error.details()
+        return False
+
     check(name, "grpcio", "unary call", unary)
     check(name, "grpcio", "status in the trailers", trailers)
     check(name, "grpcio", "server streaming", streaming)
     check(name, "grpcio", "streaming both ways", both_ways)
+    check(name, "grpcio", "call that policy denies: PERMISSION_DENIED, and why", denied)
 
 
 async def websocket_calls():

@@ -305,6 +305,8 @@ async fn a_websocket_opens_over_http_2_with_extended_connect() {
     let upgraded = hyper::upgrade::on(response).await.expect("switches");
     let mut open = WebSocketStream::from_raw_socket(TokioIo::new(upgraded), Role::Client, None).await;
     assert_eq!(closed_with(&said(&mut open, "hello").await).0, 1008, "why it ends is read, however it is carried");
+    let verified = service.verify().await;
+    assert!(verified.status.success(), "{}", crate::world::stderr(&verified));
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -39,6 +39,9 @@ fn routes(engine: &str, grpc: &str, sockets: &str, hints: &str) -> String {
     let grpc = format!("url = \"http://{grpc}\", protocol = \"http2\"");
     for service in ["grpc.health.v1.Health", "grpc.reflection.v1.ServerReflection"] {
         text += &route(service, &format!("/{service}"), &grpc, "");
+        if service == "grpc.health.v1.Health" {
+            text += &operation("x.list", "POST /grpc.health.v1.Health/List", "");
+        }
         text += &operation("x.rpc", &format!("POST /{service}/{{m}}"), "reads = \"grpc\"");
     }
     text += &route("ws", "/ws", &format!("url = \"http://{sockets}\""), "");

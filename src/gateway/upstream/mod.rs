@@ -26,7 +26,7 @@ use crate::domain::spiffe_id::SpiffeId;
 use crate::gateway::upstream::config::{Protocol, UpstreamConfig};
 use crate::gateway::upstream::endpoint::{Endpoint, Place};
 use crate::gateway::upstream::names::Names;
-use crate::gateway::upstream::tries::Untouched;
+use crate::gateway::upstream::tries::Tried;
 use crate::net::body::AnyBody;
 use crate::net::connections::{Dialling, Fate, Versions};
 use crate::net::inbound::Inbound;
@@ -35,6 +35,9 @@ use crate::protocol::svid::X509Svid;
 
 /// Most endpoints that are tried for one request.
 const TRIES: usize = 3;
+
+/// Most times that a request is sent which nobody looked at.
+const MOST_UNSEEN: usize = 8;
 
 /// One URL of an upstream.
 struct Site {
@@ -71,6 +74,9 @@ pub enum Unsent {
     /// No address, or no connection. Nothing was sent.
     #[error("{0}")]
     Unreachable(String),
+    /// Upstream says that it did not look at the request, each time.
+    #[error("{0}")]
+    Unseen(String),
     /// The connection ended, or what came is not HTTP. Upstream may have acted.
     #[error("{0}")]
     Broke(String),
@@ -213,8 +219,8 @@ impl Upstream {
             .cloned()
     }
 
-    /// Sends a request. Another endpoint is tried only while nothing of it went out: no connection came about, or upstream
-    /// says that it did not look at it (RFC 9113 section 8.7). `blameless` says whether a failure is the client's.
+    /// Sends a request. It is sent again only if nobody looked at it: no connection came about, or upstream says so (RFC 9113
+    /// sections 6.8 and 8.7). `blameless` says whether a failure is the client's.
     pub async fn send(
         &self,
         head: &Parts,
@@ -226,22 +232,28 @@ impl Upstream {
         if endpoints.is_empty() {
             return Err(Unsent::Unreachable("its name comes to no address".into()));
         }
-        let body = Untouched::new(body);
-        let mut tried = Vec::new();
+        let body = Tried::new(body);
+        let (mut tried, mut unseen) = (Vec::new(), Vec::new());
         let mut last = Unsent::NoneFit;
-        for _ in 0..TRIES {
+        while tried.len() < TRIES && unseen.len() < MOST_UNSEEN {
             let Some(endpoint) = self.choose(&endpoints, &tried, Instant::now()) else { break };
             let Some(lent) = body.lend() else { break };
             let place = Place::take(endpoint, &self.total, self.config.max_requests).ok_or(Unsent::Overloaded)?;
             match self.once(head, target, lent, &place, blameless).await {
-                Ok(response) => return Ok((response, place)),
+                Ok(response) => {
+                    body.settle();
+                    return Ok((response, place));
+                }
                 Err((error, fate)) => {
                     last = error;
+                    let address = place.endpoint().address;
                     match fate {
                         Fate::Unknown => break,
-                        // Only the connection went, and its endpoint may have another.
-                        Fate::Gone => {}
-                        Fate::Undialled | Fate::Refused => tried.push(place.endpoint().address),
+                        Fate::Undialled => tried.push(address),
+                        // Who refuses twice has its reasons.
+                        Fate::Refused if unseen.contains(&address) => tried.push(address),
+                        // Only the connection went, or had no room, and its endpoint may have another.
+                        Fate::Gone | Fate::Refused => unseen.push(address),
                     }
                 }
             }
@@ -280,8 +292,11 @@ impl Upstream {
                 if !blameless() && unanswered.fate != Fate::Gone {
                     self.blame(endpoint);
                 }
-                let undialled = unanswered.fate == Fate::Undialled;
-                let unsent = if undialled { Unsent::Unreachable } else { Unsent::Broke };
+                let unsent = match unanswered.fate {
+                    Fate::Undialled => Unsent::Unreachable,
+                    Fate::Gone | Fate::Refused => Unsent::Unseen,
+                    Fate::Unknown => Unsent::Broke,
+                };
                 Err((unsent(unanswered.why()), unanswered.fate))
             }
         }
@@ -337,6 +352,9 @@ fn site(url: &str, config: &UpstreamConfig, roots: &[Vec<u8>], tls: &Arc<ClientC
         return Err(format!("url {url:?} is not http://host:port or https://host:port without a path"));
     };
     let secure = *scheme == Scheme::HTTPS;
+    if authority.port().is_none() && authority.as_str().rsplit_once(':').is_some_and(|(_, port)| !port.contains(']')) {
+        return Err(format!("url {url:?}: its port is no number up to 65535"));
+    }
     if !secure && *scheme != Scheme::HTTP || authority.as_str().contains('@') {
         return Err(format!("url {url:?} is not http://host:port or https://host:port"));
     }

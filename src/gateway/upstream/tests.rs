@@ -45,8 +45,14 @@ async fn nobody() -> SocketAddr {
 }
 
 async fn get(upstream: &Upstream) -> Result<String, Unsent> {
-    let (head, ()) = Request::get("/x").version(Version::HTTP_11).body(()).expect("builds").into_parts();
-    let (response, _place) = upstream.send(&head, "/x", full(""), &|| false).await?;
+    ask(upstream, "").await
+}
+
+async fn ask(upstream: &Upstream, body: &'static str) -> Result<String, Unsent> {
+    let method = if body.is_empty() { "GET" } else { "POST" };
+    let request = Request::builder().method(method).uri("/x").version(Version::HTTP_11);
+    let (head, ()) = request.body(()).expect("builds").into_parts();
+    let (response, _place) = upstream.send(&head, "/x", full(body), &|| false).await?;
     let body = crate::net::body::read(response.into_body(), 100).await.expect("reads");
     Ok(String::from_utf8(body.to_vec()).expect("text"))
 }
@@ -248,9 +254,15 @@ async fn going(looked_at: u8) -> (SocketAddr, Arc<AtomicUsize>) {
             }
             tokio::spawn(async move {
                 let mut connection = h2::server::handshake(stream).await.expect("HTTP/2");
-                while let Some(Ok((_, mut respond))) = connection.accept().await {
-                    let mut body = respond.send_response(Response::new(()), false).expect("sends");
-                    body.send_data(bytes::Bytes::from_static(b"later"), true).expect("sends");
+                while let Some(Ok((request, mut respond))) = connection.accept().await {
+                    tokio::spawn(async move {
+                        let (mut sent, mut all) = (request.into_body(), b"later".to_vec());
+                        while let Some(data) = sent.data().await {
+                            all.extend(data.expect("sound"));
+                        }
+                        let mut body = respond.send_response(Response::new(()), false).expect("sends");
+                        body.send_data(all.into(), true).expect("sends");
+                    });
                 }
             });
         }
@@ -276,6 +288,9 @@ async fn what_its_connection_did_not_look_at_goes_over_another_and_nothing_else_
     let pool = upstream(&format!("url = \"http://{address}\"\nprotocol = \"http2\"\neject = {{ failures = 1 }}"));
     assert_eq!(get(&pool).await.expect("answers"), "later");
     assert_eq!(counted.load(Ordering::SeqCst), 2);
+    let (address, _) = going(0).await;
+    let pool = upstream(&format!("url = \"http://{address}\"\nprotocol = \"http2\""));
+    assert_eq!(ask(&pool, ", with its body").await.expect("answers"), "later, with its body");
 
     let (address, counted) = going(1).await;
     let pool = upstream(&format!("url = \"http://{address}\"\nprotocol = \"http2\""));
@@ -305,4 +320,32 @@ async fn who_waits_for_a_connection_learns_with_it_that_there_is_none() {
     }
     let again = tokio::time::timeout(Duration::from_millis(20), listener.accept());
     assert!(again.await.is_err(), "none of the others dialled again");
+}
+
+#[tokio::test]
+async fn what_an_endpoint_refuses_unseen_is_sent_again_and_what_it_always_refuses_is_told() {
+    let listener = TcpListener::bind("127.0.0.1:0").await.expect("binds");
+    let address = listener.local_addr().expect("bound");
+    let (refusals, counted) = (Arc::new(AtomicUsize::new(1)), Arc::new(AtomicUsize::new(0)));
+    let (left, seen) = (refusals.clone(), counted.clone());
+    tokio::spawn(async move {
+        let (stream, _) = listener.accept().await.expect("accepts");
+        let mut connection = h2::server::handshake::<_>(stream).await.expect("HTTP/2");
+        while let Some(Ok((_, mut respond))) = connection.accept().await {
+            seen.fetch_add(1, Ordering::SeqCst);
+            if left.load(Ordering::SeqCst) > 0 {
+                left.fetch_sub(1, Ordering::SeqCst);
+                respond.send_reset(h2::Reason::REFUSED_STREAM);
+                continue;
+            }
+            let mut body = respond.send_response(Response::new(()), false).expect("sends");
+            body.send_data(bytes::Bytes::from_static(b"at last"), true).expect("sends");
+        }
+    });
+    let pool = upstream(&format!("url = \"http://{address}\"\nprotocol = \"http2\"\neject = {{ failures = 0 }}"));
+    assert_eq!(ask(&pool, "a body").await.expect("answers"), "at last");
+    assert_eq!(counted.load(Ordering::SeqCst), 2);
+    refusals.store(99, Ordering::SeqCst);
+    assert!(matches!(get(&pool).await, Err(Unsent::Unseen(_))));
+    assert_eq!(counted.load(Ordering::SeqCst), 4, "once more, and no more");
 }

@@ -38,6 +38,9 @@ const HEADER_LIST: u32 = 64 << 10;
 const MOST_INTERIM: usize = 1000;
 /// How long a connection without a request is kept.
 const KEPT: Duration = Duration::from_mins(1);
+/// A request that is given up is reset so long after it was sent at the earliest: servers take many that are reset before they
+/// were looked at for an attack (CVE-2023-44487), and end the connection for all who share it.
+const LINGER: Duration = Duration::from_millis(250);
 /// Who waited so long in vain does not leave the connection to others.
 const SILENT: Duration = Duration::from_secs(20);
 /// gRPC's servers take more than one ping in five minutes for an attack.
@@ -128,23 +131,28 @@ impl Turn {
         prepare(&mut head, &body);
         let Self { mut send, used } = self;
         let ended = body.is_end_stream();
-        let (mut answer, to) = send.send_request(Request::from_parts(head, ()), ended)?;
+        let (answer, to) = send.send_request(Request::from_parts(head, ()), ended)?;
         // The stream is one more than the service had room for, maybe. Until it is open nobody else asks `h2` about it: whoever
         // asks last is the only one to be woken.
         poll_fn(|cx| send.poll_ready(cx)).await?;
         drop(send);
-        let mut waiting = Waiting {
-            sending: (!ended).then(|| tokio::spawn(pipe::send(body, to)).abort_handle()),
-            life: used.life(),
-            began: Instant::now(),
-            over: false,
-        };
+        let began = Instant::now();
+        let sending = (!ended).then(|| tokio::spawn(pipe::send(body, to, Some(began + LINGER))).abort_handle());
+        let mut waiting = Waiting { held: Some((answer, sending, used)), began };
         let mut interim = 0;
-        let answered = poll_fn(|cx| poll_answer(&mut answer, told.as_ref(), &mut interim, cx)).await;
-        waiting.over = true;
-        let (head, stream) = answered?.into_parts();
-        let sending = waiting.sending.take();
-        drop(waiting);
+        let answered = poll_fn(|cx| match &mut waiting.held {
+            Some((answer, ..)) => poll_answer(answer, told.as_ref(), &mut interim, cx),
+            None => Poll::Pending,
+        });
+        let answered = answered.await;
+        let Some((answer, sending, used)) = waiting.held.take() else { return Err(Reason::CANCEL.into()) };
+        let (head, stream) = match answered {
+            Ok(answered) => answered.into_parts(),
+            Err(error) => {
+                give_up((answer, sending, used));
+                return Err(error);
+            }
+        };
         let body = StreamBody::new(stream, &head.headers, used).with_sending(sending);
         Ok(Response::from_parts(head, Inbound::Http2(body)))
     }
@@ -167,22 +175,37 @@ fn prepare(head: &mut request::Parts, body: &AnyBody) {
 }
 
 /// A request that waits for its answer: its body ends with it.
-struct Waiting<'a> {
-    sending: Option<AbortHandle>,
-    life: &'a Life,
+struct Waiting {
+    /// None once it is over.
+    held: Option<(ResponseFuture, Option<AbortHandle>, Use)>,
     began: Instant,
-    over: bool,
 }
 
-impl Drop for Waiting<'_> {
+impl Drop for Waiting {
     fn drop(&mut self) {
-        if let Some(sending) = self.sending.take() {
-            sending.abort();
+        let Some(held) = self.held.take() else { return };
+        if self.began.elapsed() >= SILENT {
+            held.2.life().close();
         }
-        if !self.over && self.began.elapsed() >= SILENT {
-            self.life.close();
+        match tokio::runtime::Handle::try_current() {
+            Ok(runtime) if self.began.elapsed() < LINGER => {
+                let until = self.began + LINGER;
+                runtime.spawn(async move {
+                    tokio::time::sleep_until(until).await;
+                    give_up(held);
+                });
+            }
+            _ => give_up(held),
         }
     }
+}
+
+/// Resets the stream, whatever is still sent on it.
+fn give_up((answer, sending, used): (ResponseFuture, Option<AbortHandle>, Use)) {
+    if let Some(sending) = sending {
+        sending.abort();
+    }
+    drop((answer, used));
 }
 
 /// The final answer; of the interim ones `told` is told.

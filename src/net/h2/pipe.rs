@@ -7,21 +7,25 @@ use std::task::{Context, Poll};
 use bytes::Bytes;
 use h2::{Reason, SendStream};
 use hyper::body::{Body, Frame};
+use tokio::time::Instant;
 
 use crate::net::body::{AnyBody, BoxError};
 use crate::net::h2::strip;
 
-/// Sends a body whole; the stream is reset if the body breaks.
+/// Sends a body whole; the stream is reset if the body breaks, though not before a moment if one is given.
 ///
 /// # Errors
 ///
 /// The other end reset the stream, or the connection is gone, or the body broke.
-pub async fn send(mut body: AnyBody, mut to: SendStream<Bytes>) -> Result<(), BoxError> {
+pub async fn send(mut body: AnyBody, mut to: SendStream<Bytes>, not_before: Option<Instant>) -> Result<(), BoxError> {
     loop {
         // The frame comes first and room for it second: room that nothing fills would be kept from other streams.
         match poll_fn(|cx| frame(&mut body, &mut to, cx)).await? {
             None => return Ok(to.send_data(Bytes::new(), true)?),
             Some(Err(error)) => {
+                if let Some(moment) = not_before {
+                    tokio::time::sleep_until(moment).await;
+                }
                 to.send_reset(reason(&*error));
                 return Err(error);
             }

@@ -51,8 +51,10 @@ where
         .max_concurrent_streams(STREAMS)
         .max_header_list_size(HEADER_LIST)
         .max_local_error_reset_streams(Some(RESETS))
-        .max_send_buffer_size(MOST_WAITING)
-        .enable_connect_protocol();
+        .max_send_buffer_size(MOST_WAITING);
+    if S::TUNNELS {
+        builder.enable_connect_protocol();
+    }
     let mut connection = tokio::select! {
         biased;
         begun = builder.handshake(io) => begun?,
@@ -174,8 +176,13 @@ async fn send(
 ) -> Result<(), BoxError> {
     let (head, body) = response.into_parts();
     let mut response = Response::from_parts(head, ());
+    let empty = response.status() == StatusCode::NO_CONTENT;
     let headers = response.headers_mut();
     strip(headers);
+    if empty {
+        // RFC 9110 section 8.6: it has none, whatever upstream says.
+        headers.remove(header::CONTENT_LENGTH);
+    }
     if !headers.contains_key(header::DATE) {
         headers.insert(header::DATE, date::now());
     }
@@ -197,7 +204,7 @@ async fn send(
         return Ok(());
     }
     let to = respond.send_response(response, false)?;
-    pipe::send(body, to).await
+    pipe::send(body, to, None).await
 }
 
 /// Says how long a body is that is known whole.

@@ -58,12 +58,17 @@ struct Service {
 }
 
 impl Serve for Service {
+    const TUNNELS: bool = true;
+
     async fn serve(&self, _: Arc<Peer>, request: Request<Inbound>) -> Response<AnyBody> {
         if request.uri().path() == "/echo" {
             return Response::new(streaming(request.into_body()));
         }
         if request.uri().path() == "/long" {
             return Response::new(full(vec![b'x'; 4 << 20]));
+        }
+        if request.uri().path() == "/none" {
+            return Response::builder().status(204).header("content-length", "5").body(full("")).expect("an answer");
         }
         if request.uri().path() == "/short" {
             return Response::new(full("short"));
@@ -122,8 +127,10 @@ async fn bodies_pass_both_ways_with_their_trailers() {
     let long = vec![b'y'; 3 << 20];
     let answer = send(connection.clone(), request("/echo", full(long.clone()))).await.expect("answers");
     assert_eq!(read(answer.into_body(), 4 << 20).await.expect("whole"), long, "longer than every window");
-    let answer = send(connection, request("/short", full(""))).await.expect("answers");
+    let answer = send(connection.clone(), request("/short", full(""))).await.expect("answers");
     assert_eq!(answer.headers()["content-length"], "5");
+    let answer = send(connection, request("/none", full(""))).await.expect("answers");
+    assert!(!answer.headers().contains_key("content-length"), "RFC 9110 section 8.6");
 }
 
 #[tokio::test]
@@ -408,5 +415,18 @@ async fn more_requests_than_streams_are_all_answered() {
     for one in asking {
         let answer = one.await.expect("runs").expect("answers");
         assert_eq!(read(answer.into_body(), 20_000).await.expect("whole").len(), 10_000);
+    }
+}
+
+#[tokio::test]
+async fn who_gives_up_at_once_does_not_end_the_connection_for_others() {
+    let (connection, _side) = both().await;
+    for _ in 0..50 {
+        let mut asking = Box::pin(send(connection.clone(), request("/long", full(""))));
+        assert!(futures_util::poll!(&mut asking).is_pending(), "it is sent, and given up before anything is read");
+    }
+    for _ in 0..5 {
+        let answer = send(connection.clone(), request("/short", full(""))).await.expect("answers");
+        assert_eq!(read(answer.into_body(), 9).await.expect("whole"), "short");
     }
 }
