@@ -287,8 +287,8 @@ impl Config {
             ("bundle_endpoint.listen", self.bundle_endpoint.listen),
         ];
         // Port 0 is another one each time.
-        let given = listeners.iter().filter_map(|(key, at)| at.filter(|at| at.port() != 0).map(|at| (key, at)));
-        let mut seen: Vec<(&&str, SocketAddr)> = Vec::new();
+        let given = listeners.into_iter().filter_map(|(key, at)| Some((key, at.filter(|at| at.port() != 0)?)));
+        let mut seen: Vec<(&str, SocketAddr)> = Vec::new();
         for (key, at) in given {
             let clash = |b: SocketAddr| {
                 at.port() == b.port() && (at.ip() == b.ip() || at.ip().is_unspecified() || b.ip().is_unspecified())

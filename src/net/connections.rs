@@ -22,11 +22,8 @@ use tokio_rustls::TlsConnector;
 use tower::Service;
 
 use crate::net::body::{AnyBody, BoxError};
-use crate::net::h2::client::Connection;
+use crate::net::h2::client::{Connection, KEPT};
 use crate::net::inbound::Inbound;
-
-/// How long a connection of HTTP/1.1 without a request is kept.
-const KEPT: Duration = Duration::from_mins(1);
 
 /// Which versions of HTTP are spoken.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]

@@ -109,14 +109,8 @@ pub fn any_client(tls: ClientConfig) -> Client<HttpsConnector<HttpConnector>, An
 }
 
 /// A pooled client for HTTP/1.1 and HTTP/2 over one TLS configuration.
-pub fn https_client(tls: ClientConfig) -> Client<HttpsConnector<HttpConnector>, AnyBody> {
+fn https_client(tls: ClientConfig) -> Client<HttpsConnector<HttpConnector>, AnyBody> {
     let https = HttpsConnectorBuilder::new().with_tls_config(tls).https_only().enable_http1().enable_http2();
-    Client::builder(TokioExecutor::new()).build(https.wrap_connector(dialler()))
-}
-
-/// A client that speaks HTTP/1.1 alone.
-pub fn http1_client(tls: ClientConfig) -> Client<HttpsConnector<HttpConnector>, AnyBody> {
-    let https = HttpsConnectorBuilder::new().with_tls_config(tls).https_only().enable_http1();
     Client::builder(TokioExecutor::new()).build(https.wrap_connector(dialler()))
 }
 

@@ -10,8 +10,8 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::mpsc;
 
 use crate::protocols::{operation, route};
-use crate::proxied::start;
-use crate::world::{Client, SOLVER, Service, run, stdout};
+use crate::proxied::signing_proxy;
+use crate::world::{Client, Service, run, stdout};
 
 /// An upstream that hints and then answers when it is told to.
 async fn hinting() -> (String, mpsc::UnboundedSender<()>) {
@@ -238,12 +238,7 @@ async fn the_signing_proxy_passes_interim_answers_on() {
         + &operation("x.hints", "GET /hints/**", "");
     let service = Service::start_routes(&routes, &["x.hints"], &[]).await;
     let dir = tempfile::tempdir().expect("tempdir");
-    let own = dir.path().join("solver");
-    service.enrol(SOLVER).await.save(&own).expect("saves");
-    let (own, to) = (own.to_str().expect("UTF-8"), service.addresses["gateway"].clone());
-    let log = dir.path().join("log");
-    let (_proxy, proxy) =
-        start(&["proxy", "--json", "--identity", own, "--listen", "127.0.0.1:0", "--to", &to], "proxy", &log);
+    let (_proxy, proxy) = signing_proxy(&service, dir.path()).await;
     let address = proxy.trim_start_matches("http://").to_owned();
 
     let request = Request::get(format!("{proxy}/hints/a")).body(()).expect("a request");
@@ -251,6 +246,14 @@ async fn the_signing_proxy_passes_interim_answers_on() {
     let (interim, body) = over_http2(stream, request, &go).await;
     assert_eq!((interim[1].status(), body.as_str()), (StatusCode::from_u16(103).expect("a status"), "ok"));
     assert_eq!(interim[1].headers()["link"], "</style.css>; rel=preload");
+
+    let stream = TcpStream::connect(&address).await.expect("connects");
+    let (mut send, connection) = h2::client::handshake::<_>(stream).await.expect("HTTP/2");
+    tokio::spawn(connection);
+    let nowhere = Request::get(format!("{proxy}/nowhere")).body(()).expect("a request");
+    let (answer, _) = send.send_request(nowhere, true).expect("sends");
+    assert_eq!(answer.await.expect("answers").status(), 404);
+    assert!(!send.is_extended_connect_protocol_enabled(), "what it refuses it does not offer (RFC 8441 section 3)");
 
     let mut stream = TcpStream::connect(&address).await.expect("connects");
     let head = format!("GET /hints/a HTTP/1.1\r\nhost: {address}\r\nconnection: close\r\n\r\n");

@@ -23,6 +23,14 @@ pub fn start(args: &[&str], name: &str, log: &Path) -> (Running, String) {
     (process, address.to_owned())
 }
 
+/// Starts a signing proxy of the solver's on a port of this host; `dir` keeps its identity and its log.
+pub async fn signing_proxy(service: &Service, dir: &Path) -> (Running, String) {
+    let own = dir.join("solver");
+    service.enrol(SOLVER).await.save(&own).expect("saves");
+    let (own, to) = (own.to_str().expect("UTF-8"), &service.addresses["gateway"]);
+    start(&["proxy", "--json", "--identity", own, "--listen", "127.0.0.1:0", "--to", to], "proxy", &dir.join("log"))
+}
+
 fn routes(engine: &str, grpc: &str, sockets: &str, hints: &str) -> String {
     let engine = format!("url = \"{engine}\"");
     let mut text = route("llm", "/v1/chat", &engine, "mask = \"pii\"");
@@ -92,12 +100,9 @@ async fn unmodified_clients_work_and_the_documented_table_says_what_they_did() {
     let service =
         Service::start_routes(&routes(&engine, &grpc, &sockets, &hints), &PERMITS, &[("tools.cedar", TOOLS)]).await;
     service.upstream.on_request(|_| respond(200, "application/json", r#"{"ok":true}"#));
+    let (_proxy, proxy) = signing_proxy(&service, dir.path()).await;
     let own = dir.path().join("solver");
-    service.enrol(SOLVER).await.save(&own).expect("saves");
     let own = own.to_str().expect("UTF-8");
-    let to = service.addresses["gateway"].clone();
-    let (_proxy, proxy) =
-        start(&["proxy", "--json", "--identity", own, "--listen", "127.0.0.1:0", "--to", &to], "proxy", &log);
     let world = dir.path().join("world.json");
     std::fs::write(&world, json!({"proxy": proxy}).to_string()).expect("writes");
     let mut table = vec![row("client", "version", "call", "result")];
@@ -222,12 +227,9 @@ async fn the_proxy_is_for_its_own_host_and_for_no_page_in_a_browser() {
     }
     let service = Service::start().await;
     let dir = tempfile::tempdir().expect("tempdir");
-    let own = dir.path().join("solver");
-    service.enrol(SOLVER).await.save(&own).expect("saves");
+    let (_proxy, proxy) = signing_proxy(&service, dir.path()).await;
+    let (own, log) = (dir.path().join("solver"), dir.path().join("log"));
     let (own, to) = (own.to_str().expect("UTF-8"), service.addresses["gateway"].clone());
-    let log = dir.path().join("log");
-    let (_proxy, proxy) =
-        start(&["proxy", "--json", "--identity", own, "--listen", "127.0.0.1:0", "--to", &to], "proxy", &log);
     let curl = |args: &[&str]| {
         let output = bounded("curl").args(["-s", "-o", "/dev/null", "-w", "%{http_code}"]).args(args).output();
         stdout(&output.expect("curl runs"))

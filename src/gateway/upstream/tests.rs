@@ -183,6 +183,8 @@ fn configurations_that_cannot_work_are_refused_and_say_why() {
         ("url = \"http://127.0.0.1:80/path\"", "without a path"),
         ("url = \"ftp://127.0.0.1:80\"", "http://host:port"),
         ("url = \"http://user@127.0.0.1:80\"", "http://host:port"),
+        ("url = \"http://127.0.0.1:99999\"", "65535"),
+        ("url = \"http://[::1]:99999\"", "65535"),
         ("url = \"https://127.0.0.1:80\"", "ca_file"),
         ("url = []", "at least one"),
         ("url = \"http://a:1\"\nmtls = true", "need https"),
@@ -193,6 +195,9 @@ fn configurations_that_cannot_work_are_refused_and_say_why() {
     ] {
         let error = Upstream::new(&config(toml), Path::new("."), None).err().unwrap_or_default();
         assert!(error.contains(why), "{toml}: {error}");
+    }
+    for url in ["http://127.0.0.1", "http://[::1]", "http://[::1]:80", "http://engine"] {
+        assert!(Upstream::new(&config(&format!("url = \"{url}\"")), Path::new("."), None).is_ok(), "{url}");
     }
 }
 

@@ -81,15 +81,15 @@ impl Body for Lent {
     type Error = BoxError;
 
     fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
-        let shared = self.shared.clone();
-        let mut state = lock(&shared);
-        if state.last != self.number {
+        let Self { shared, number, next, .. } = &mut *self;
+        let mut state = lock(shared);
+        if state.last != *number {
             // Whoever asks last is the only one to be woken.
             return Poll::Ready(Some(Err("another try has this body".into())));
         }
-        let again = state.kept.as_ref().and_then(|kept| kept.get(self.next)).cloned();
+        let again = state.kept.as_ref().and_then(|kept| kept.get(*next)).cloned();
         if let Some(piece) = again {
-            self.next += 1;
+            *next += 1;
             return Poll::Ready(Some(Ok(match piece {
                 Piece::Data(data) => Frame::data(data),
                 Piece::Trailers(trailers) => Frame::trailers(trailers),
@@ -105,7 +105,7 @@ impl Body for Lent {
             Some(Err(_)) => state.kept = None,
             Some(Ok(frame)) => {
                 state.keep(frame);
-                self.next += 1;
+                *next += 1;
             }
         }
         state.ended |= state.body.is_end_stream();

@@ -37,7 +37,7 @@ const HEADER_LIST: u32 = 64 << 10;
 /// Most interim answers to a request.
 const MOST_INTERIM: usize = 1000;
 /// How long a connection without a request is kept.
-const KEPT: Duration = Duration::from_mins(1);
+pub const KEPT: Duration = Duration::from_mins(1);
 /// A request that is given up is reset so long after it was sent at the earliest: servers take many that are reset before they
 /// were looked at for an attack (CVE-2023-44487), and end the connection for all who share it.
 const LINGER: Duration = Duration::from_millis(250);
@@ -138,23 +138,9 @@ impl Turn {
         drop(send);
         let began = Instant::now();
         let sending = (!ended).then(|| tokio::spawn(pipe::send(body, to, Some(began + LINGER))).abort_handle());
-        let mut waiting = Waiting { held: Some((answer, sending, used)), began };
+        let mut waiting = Waiting { held: Some(Held { answer, sending, used }), began };
         let mut interim = 0;
-        let answered = poll_fn(|cx| match &mut waiting.held {
-            Some((answer, ..)) => poll_answer(answer, told.as_ref(), &mut interim, cx),
-            None => Poll::Pending,
-        });
-        let answered = answered.await;
-        let Some((answer, sending, used)) = waiting.held.take() else { return Err(Reason::CANCEL.into()) };
-        let (head, stream) = match answered {
-            Ok(answered) => answered.into_parts(),
-            Err(error) => {
-                give_up((answer, sending, used));
-                return Err(error);
-            }
-        };
-        let body = StreamBody::new(stream, &head.headers, used).with_sending(sending);
-        Ok(Response::from_parts(head, Inbound::Http2(body)))
+        poll_fn(|cx| waiting.poll(told.as_ref(), &mut interim, cx)).await
     }
 }
 
@@ -177,35 +163,66 @@ fn prepare(head: &mut request::Parts, body: &AnyBody) {
 /// A request that waits for its answer: its body ends with it.
 struct Waiting {
     /// None once it is over.
-    held: Option<(ResponseFuture, Option<AbortHandle>, Use)>,
+    held: Option<Held>,
     began: Instant,
+}
+
+struct Held {
+    answer: ResponseFuture,
+    sending: Option<AbortHandle>,
+    used: Use,
+}
+
+impl Waiting {
+    fn poll(
+        &mut self,
+        told: Option<&OnInterim>,
+        interim: &mut usize,
+        cx: &mut Context<'_>,
+    ) -> Poll<Result<Response<Inbound>, h2::Error>> {
+        let Some(held) = &mut self.held else { return Poll::Pending };
+        let answered = ready!(poll_answer(&mut held.answer, told, interim, cx));
+        let Some(held) = self.held.take() else { return Poll::Pending };
+        Poll::Ready(match answered {
+            Err(error) => {
+                held.give_up();
+                Err(error)
+            }
+            Ok(answered) => {
+                let (head, stream) = answered.into_parts();
+                let body = StreamBody::new(stream, &head.headers, held.used).with_sending(held.sending);
+                Ok(Response::from_parts(head, Inbound::Http2(body)))
+            }
+        })
+    }
+}
+
+impl Held {
+    /// Resets the stream, whatever is still sent on it.
+    fn give_up(self) {
+        if let Some(sending) = self.sending {
+            sending.abort();
+        }
+    }
 }
 
 impl Drop for Waiting {
     fn drop(&mut self) {
         let Some(held) = self.held.take() else { return };
         if self.began.elapsed() >= SILENT {
-            held.2.life().close();
+            held.used.life().close();
         }
         match tokio::runtime::Handle::try_current() {
             Ok(runtime) if self.began.elapsed() < LINGER => {
                 let until = self.began + LINGER;
                 runtime.spawn(async move {
                     tokio::time::sleep_until(until).await;
-                    give_up(held);
+                    held.give_up();
                 });
             }
-            _ => give_up(held),
+            _ => held.give_up(),
         }
     }
-}
-
-/// Resets the stream, whatever is still sent on it.
-fn give_up((answer, sending, used): (ResponseFuture, Option<AbortHandle>, Use)) {
-    if let Some(sending) = sending {
-        sending.abort();
-    }
-    drop((answer, used));
 }
 
 /// The final answer; of the interim ones `told` is told.
